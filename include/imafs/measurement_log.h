@@ -1,0 +1,100 @@
+// The measurement log: the list, the journal that carries it over a crash, and the PCRs.
+//
+// Every entry goes through append(): duplicate check, journal write, TPM extend, visible, in that
+// order and in one order for all three (the ORDER lock, held across the TPM command on purpose).
+// Thread-safe. Readers never wait for the TPM.
+#pragma once
+
+#include <atomic>
+#include <chrono>
+#include <functional>
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "imafs/log_entry.h"
+#include "imafs/pcr_extender.h"
+#include "imafs/result.h"
+
+namespace imafs {
+
+// Who caused an entry. Kept in the journal beside the entry, outside the hashed data.
+struct EntryOrigin {
+  std::int64_t time_ns = 0;  // CLOCK_REALTIME
+  std::uint32_t pid = 0;
+  std::uint32_t uid = 0;
+  std::string comm;  // at most 15 bytes
+};
+
+enum class Appended { kLogged, kDuplicate };
+
+// One form of the log, as a file of .ima/ shows it.
+struct LogView {
+  enum class Form { kAscii, kBinary } form = Form::kAscii;
+  std::size_t bank = 0;  // index into MeasurementLog::view_banks()
+};
+
+struct LogOptions {
+  std::string state_directory;  // exists; journal, archives and lock live here
+  std::uint32_t default_pcr = 10;
+  HashAlgorithm file_hash = HashAlgorithm::kSha256;  // the hash of the duplicate check, as the kernel's
+  bool dedupe = true;
+  bool continue_on_tpm_error = false;  // --tpm-error continue
+  bool new_log = false;                // --new-log: archive what does not fit and start anew
+  // A private TPM: each mount is a boot, the old log is archived.
+  bool mount_is_boot = false;
+};
+
+// What a start found and did, for status and the operator's messages.
+struct LogStart {
+  enum class Kind { kNew, kContinued, kFinishedPending, kArchivedReboot, kArchivedByRequest } kind = Kind::kNew;
+  std::string message;       // one sentence
+  std::uint64_t entries = 0;  // entries carried over
+  bool needs_boot_aggregate = true;  // true for every kind that begins a new log
+};
+
+struct TpmHealth {
+  bool ok = true;
+  bool foreign_extend = false;
+  std::string message;
+  std::uint64_t missing_extends = 0;  // entries logged but not extended (--tpm-error continue)
+  std::optional<std::uint64_t> first_missing;  // index of the first of them
+};
+
+class MeasurementLog {
+ public:
+  // `tpm` may be null (--tpm none): nothing is extended and the only bank is sha1. It must outlive
+  // the log. EALREADY: another imafs holds the state directory or the PCR (the sentence says which
+  // process). EBADMSG: the journal does not fit the PCR; the sentence names the entry.
+  static Result<std::unique_ptr<MeasurementLog>> open(LogOptions options, PcrExtender* tpm);
+  virtual ~MeasurementLog() = default;
+
+  virtual const LogStart& start() const = 0;
+
+  // Success: the entry stands in journal, PCR and list (or a duplicate of it does).
+  // With an error it stands in none of them for good: ENOSPC, EROFS, EIO of the journal, EIO of
+  // the TPM. Violations skip the duplicate check.
+  virtual Result<Appended> append(const LogEntry& entry, const EntryOrigin& origin) = 0;
+
+  virtual std::uint64_t count() const = 0;       // entries visible
+  virtual std::uint64_t violations() const = 0;  // attempts, also those that could not be stored
+  virtual TpmHealth tpm_health() const = 0;
+
+  // The TPM's banks, and sha1 in front of them if no bank is sha1. What views exist for.
+  virtual const std::vector<Bank>& view_banks() const = 0;
+  virtual std::uint64_t view_size(LogView view) const = 0;  // bytes
+  // Bytes of the view from `offset`: as many as fit and exist, 0 at the end. Offsets are stable.
+  virtual Result<std::size_t> read_view(LogView view, std::uint64_t offset, std::span<char> out) const = 0;
+
+  // The PCR values the log replays to, one for each bank of the TPM, for every PCR it names.
+  virtual std::map<std::uint32_t, BankValues> replayed() const = 0;
+  // Compares replayed() with the TPM now, under the ORDER lock; notes a foreign extend.
+  virtual Status check_tpm() = 0;
+
+  // Calls back, on an internal thread or the appending one, after entries became visible.
+  virtual void on_growth(std::function<void()> callback) = 0;
+};
+
+}  // namespace imafs

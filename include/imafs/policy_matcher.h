@@ -1,0 +1,58 @@
+// Decides what a policy asks for an event. Pure; thread-safe; allocation-free; 1 us for 1,000 rules.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <string_view>
+
+#include "imafs/policy.h"
+
+namespace imafs {
+
+// Facts of an event that cost something to learn: asked only if a rule needs them, once an event.
+class EventSource {
+ public:
+  virtual ~EventSource() = default;
+  struct Credentials {
+    std::uint32_t uid = 0, euid = 0, suid = 0, gid = 0, egid = 0, sgid = 0;
+    bool can_setuid = false;  // CAP_SETUID, CAP_SETGID effective
+    bool can_setgid = false;
+  };
+  // Of the requester; nothing if it is gone (a rule that needs it then matches: measuring too much is safe,
+  // for dont_ rules it does not match).
+  virtual std::optional<Credentials> credentials() = 0;
+  virtual std::string_view path() = 0;  // inside the mount, absolute
+  struct FileSystem {
+    std::uint64_t magic = 0;
+    std::string name;     // "ext4"
+    std::string subtype;  // empty: none
+    std::optional<std::array<std::uint8_t, 16>> uuid;
+  };
+  virtual const FileSystem& file_system() = 0;
+};
+
+struct Event {
+  Hook hook = Hook::kFileCheck;
+  unsigned mask = 0;
+  std::uint32_t uid = 0, gid = 0;        // of the requester: real ids, as far as a file system knows
+  std::uint32_t fowner = 0, fgroup = 0;  // of the file
+  std::string_view label;                // kCriticalData, kKeyCheck (keyring)
+  EventSource* source = nullptr;         // null for critical data
+};
+
+struct Decision {
+  const Rule* measure = nullptr;   // the deciding rule of each class, also a dont_ one; null: none
+  const Rule* appraise = nullptr;
+  const Rule* audit = nullptr;
+  const Rule* hash = nullptr;
+
+  bool must_measure() const { return measure && measure->action == Action::kMeasure; }
+};
+
+Decision match(const Policy& policy, const Event& event);
+
+// path= globs: '*' and '?' stop at '/', '**' does not.
+bool glob_matches(std::string_view glob, std::string_view path);
+
+}  // namespace imafs

@@ -1,0 +1,29 @@
+// Whole-file reads and writes on POSIX descriptors. Every call retries EINTR.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+
+#include "imafs/bytes.h"
+#include "imafs/result.h"
+
+namespace imafs {
+
+// Writes all of `bytes` at the file position. ENOSPC and the like come back as they are;
+// part of the bytes may then be in the file.
+Status write_all(int fd, ByteView bytes);
+Status pwrite_all(int fd, ByteView bytes, std::uint64_t offset);
+
+// Reads up to `limit` bytes of the file at `path`; EFBIG if there are more.
+Result<std::string> read_file(const std::string& path, std::size_t limit);
+// Reads from `offset` until `out` is full or the end of file; returns the bytes read.
+Result<std::size_t> pread_full(int fd, std::span<std::uint8_t> out, std::uint64_t offset);
+
+// Writes a temporary file beside `path`, then renames it over: readers see the old or the new text.
+Status write_file_atomically(const std::string& path, std::string_view text, unsigned mode = 0600);
+
+// mkdir -p: directories that are missing get `mode`.
+Status make_directories(const std::string& path, unsigned mode);
+
+}  // namespace imafs

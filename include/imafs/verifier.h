@@ -1,0 +1,51 @@
+// Replays a log and compares it with PCR values: the judgement behind `imafs verify`, usable as a
+// function. Never prints, never exits.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "imafs/log_codec.h"
+#include "imafs/pcr_value.h"
+
+namespace imafs {
+
+enum class Verdict { kVerified, kMismatch, kNotChecked };  // exit codes 0, 1, 2
+
+struct BankReplay {
+  Bank bank;
+  std::map<std::uint32_t, Bytes> replayed;               // by PCR
+  std::map<std::uint32_t, std::optional<Bytes>> expected;  // as read; absent: not compared
+  bool matches = false;        // every expected value equals the replayed one
+  bool used_padded_sha1 = false;  // the bank fits only with sha1 template digests padded with zeros
+};
+
+struct Verification {
+  Verdict verdict = Verdict::kNotChecked;
+  std::uint64_t entries = 0;
+  std::uint64_t violations = 0;
+  std::vector<BankReplay> banks;
+  // The first entry whose template digest does not fit its data, or the number of entries that lead
+  // to the PCR's value when the log goes on beyond it. 0-based index.
+  std::optional<std::uint64_t> first_bad_entry;
+  std::string message;  // one sentence: what was found
+};
+
+// PCR values to compare with: by bank name ("sha256") and PCR.
+using ExpectedPcrs = std::map<std::string, std::map<std::uint32_t, Bytes>>;
+
+// `digest_bytes`: of the log's own bank. `base`: values the PCRs held before the log began, by bank
+// name and PCR; reset values where absent.
+Verification verify_log(const std::vector<DecodedRecord>& log, std::size_t digest_bytes,
+                        const std::vector<Bank>& banks, const ExpectedPcrs& expected,
+                        const ExpectedPcrs& base = {});
+
+// Lines "PCR-10: HEX", "10: 0xHEX", "sha256:10: HEX", "bank index hex" and tpm2_pcrread's YAML
+// ("  sha256:" then "    10: 0xHEX"). EINVAL: file:line of the first line that is none of these.
+// A line without a bank belongs to the bank whose digest has its length.
+Result<ExpectedPcrs> parse_pcr_values(std::string_view text, const std::string& origin);
+
+}  // namespace imafs
