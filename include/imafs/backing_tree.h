@@ -1,0 +1,52 @@
+// The tree below the mount: a private view of it, taken before the mount exists, and the ways to
+// reach a file in it without keeping a descriptor open.
+//
+// Thread-safe after open().
+#pragma once
+
+#include <sys/stat.h>
+
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include "imafs/policy_matcher.h"
+#include "imafs/result.h"
+#include "imafs/unique_fd.h"
+
+namespace imafs {
+
+// A file's identity in the tree: what name_to_handle_at() gave, and the mount it belongs to.
+// Empty bytes: the file system has no handles.
+struct FileHandle {
+  std::uint16_t mount = 0;  // index into the tree's mounts
+  std::int32_t type = 0;
+  std::string bytes;  // at most MAX_HANDLE_SZ
+};
+
+class BackingTree {
+ public:
+  struct Options {
+    std::string directory;
+    bool one_file_system = false;
+  };
+  // As root: a detached recursive clone, pseudo file systems left out. As a plain user: the directory
+  // itself. The sentence of an error names the directory.
+  static Result<std::unique_ptr<BackingTree>> open(const Options& options);
+  virtual ~BackingTree() = default;
+
+  virtual int root() const = 0;           // O_RDONLY | O_DIRECTORY
+  virtual bool is_private() const = 0;    // a clone: nothing mounted later shows in it
+  virtual bool has_handles() const = 0;   // the root's file system gives and opens handles
+
+  // `attr` is the file's; used to find its mount. Never fails: an empty handle says "none".
+  virtual FileHandle handle_of(int fd, const struct stat& attr) = 0;
+  // `flags` as for open(2), O_PATH included. ESTALE: the file is gone.
+  virtual Result<UniqueFd> open_handle(const FileHandle& handle, int flags) = 0;
+
+  // Facts of the file system that holds `fd` (for fsmagic=, fsname=, fsuuid=). Cached by device; the
+  // reference lives as long as the tree.
+  virtual const EventSource::FileSystem& file_system_of(int fd, dev_t device) = 0;
+};
+
+}  // namespace imafs

@@ -1,0 +1,69 @@
+// The inodes the kernel knows, under numbers that are never used twice, with the names they were
+// found by. Descriptors are bounded: a known inode costs memory, not a descriptor.
+//
+// Thread-safe: one mutex, never held across a system call that can block.
+#pragma once
+
+#include <sys/stat.h>
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <utility>
+
+#include "imafs/backing_tree.h"
+#include "imafs/result.h"
+#include "imafs/unique_fd.h"
+
+namespace imafs {
+
+using NodeId = std::uint64_t;
+inline constexpr NodeId kRootNode = 1;
+
+// An O_PATH descriptor, shared with the table's cache; valid as long as it is held.
+using PathFd = std::shared_ptr<const UniqueFd>;
+
+class InodeTable {
+ public:
+  // `cached_descriptors`: the most O_PATH descriptors kept for speed alone (those of unlinked files
+  // come on top, as do those of files on file systems without handles that were opened).
+  static std::unique_ptr<InodeTable> create(BackingTree& tree, std::size_t cached_descriptors);
+  virtual ~InodeTable() = default;
+
+  struct Found {
+    NodeId id = 0;
+    struct stat attr {};
+  };
+  // Finds `name` ("." and ".." never come) in `parent` and takes one kernel reference on it.
+  // `tid`: the thread that asked; path_of() prefers the name its thread looked up last.
+  // ENOENT, ENAMETOOLONG, ENOTDIR, EACCES as the file system says; ESTALE: `parent` is gone.
+  virtual Result<Found> look_up(NodeId parent, std::string_view name, std::uint32_t tid) = 0;
+  // The same when we know `fd`, a descriptor of the child (after create, O_TMPFILE). An empty name:
+  // it has none (O_TMPFILE); its path is then "/#TMPFILE-INODE" style of the parent's directory.
+  virtual Result<Found> adopt(int fd, NodeId parent, std::string_view name, std::uint32_t tid) = 0;
+  // Gives back `count` references. True when the kernel knows the inode no more (its number is dead).
+  virtual bool forget(NodeId id, std::uint64_t count) = 0;
+  virtual std::uint64_t size() const = 0;  // known inodes
+  virtual std::size_t open_descriptors() const = 0;
+
+  virtual Result<PathFd> path_fd(NodeId id) = 0;
+  // A new open file description. `flags` without O_CREAT. Never follows a symlink.
+  virtual Result<UniqueFd> open(NodeId id, int flags) = 0;
+  // Device and inode number as found; for audit messages. {0, 0} for a dead number.
+  virtual std::pair<dev_t, ino_t> identity_of(NodeId id) const = 0;
+
+  // Keep names and lives true to what was just done in the tree. Called after the system call.
+  virtual void did_unlink(NodeId parent, std::string_view name) = 0;  // also rmdir
+  virtual void did_rename(NodeId parent, std::string_view name, NodeId new_parent,
+                          std::string_view new_name, bool exchanged) = 0;
+  // Before a name is taken away (unlink, rmdir, rename over): pins a descriptor of the known inode
+  // behind it, so that it stays reachable when its last name is gone.
+  virtual void will_unlink(NodeId parent, std::string_view name) = 0;
+
+  // The absolute path inside the mount ("/usr/bin/env"), by the name `tid` looked up last, else the
+  // name looked up last by anybody; a deleted file keeps its last name.
+  virtual std::string path_of(NodeId id, std::uint32_t tid) const = 0;
+};
+
+}  // namespace imafs
