@@ -1,0 +1,303 @@
+#include "imafs/measure_gate.h"
+
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <sys/sysmacros.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <utility>
+
+#include "imafs/file_hasher.h"
+#include "imafs/file_version.h"
+#include "imafs/pcr_value.h"
+#include "imafs/policy_parser.h"
+#include "imafs/posix_file.h"
+
+namespace imafs {
+namespace {
+
+constexpr std::size_t kLegacyNameSize = 255;
+constexpr std::size_t kMaxPathSize = 4095;
+constexpr std::size_t kCutComponentSize = 254;
+
+constexpr std::string_view kPolicyLabel = "imafs";
+
+std::string_view last_component_of(std::string_view path) {
+  const std::size_t slash = path.rfind('/');
+  return slash == std::string_view::npos ? path : path.substr(slash + 1);
+}
+
+// "sda1" of a device number; its numbers if it is no block device.
+std::string device_name(std::uint64_t device) {
+  const std::string numbers = std::to_string(major(device)) + ":" + std::to_string(minor(device));
+  std::array<char, 512> target{};
+  const ssize_t size = ::readlink(("/sys/dev/block/" + numbers).c_str(), target.data(), target.size());
+  if (size <= 0) return numbers;
+  return std::string(last_component_of({target.data(), static_cast<std::size_t>(size)}));
+}
+
+// The kernel's rule: the whole path up to PATH_MAX, else the last component, cut.
+std::string entry_path(const std::string& prefix, const std::string& path) {
+  std::string whole = prefix + path;
+  if (whole.size() <= kMaxPathSize) return whole;
+  return std::string(last_component_of(path).substr(0, kCutComponentSize));
+}
+
+AuditRecord record_of(std::string op, std::string cause, const Requester& requester) {
+  AuditRecord record;
+  record.pid = requester.pid;
+  record.uid = requester.uid;
+  record.op = std::move(op);
+  record.cause = std::move(cause);
+  record.comm = comm_of(requester.pid);
+  return record;
+}
+
+EntryOrigin origin_of(const Requester& requester) {
+  return {now_ns(), requester.pid, requester.uid, comm_of(requester.pid)};
+}
+
+}  // namespace
+
+std::string comm_of(std::uint32_t tid) {
+  if (tid == 0) return "imafs";
+  // comm is harmless to read; exe, maps and their like would wait for locks that execve holds while
+  // it waits for us.
+  const auto text = read_file("/proc/" + std::to_string(tid) + "/comm", 64);
+  if (!text || text->empty()) return "?";
+  return text->substr(0, text->find('\n'));
+}
+
+MeasureGate::MeasureGate(GateOptions options, MeasurementLog& log, AuditSink audit, Policy initial)
+    : options_(std::move(options)),
+      log_(log),
+      audit_(std::move(audit)),
+      loaded_(prepare(std::move(initial), options_.enabled)) {}
+
+std::shared_ptr<const MeasureGate::Loaded> MeasureGate::prepare(Policy policy, bool enabled) {
+  auto loaded = std::make_shared<Loaded>();
+  Interests& interests = loaded->interests;
+  for (const Rule& rule : policy.rules) {
+    interests.measures |= enabled && rule.action == Action::kMeasure;
+    interests.owner |= rule.fowner || rule.fgroup;
+    interests.ids |= rule.uid || rule.gid;
+    interests.content |= rule.hook == Hook::kMmapCheck || rule.hook == Hook::kMmapCheckReqprot ||
+                         rule.hook == Hook::kCredsCheck || rule.hook == Hook::kNone;
+  }
+  loaded->policy = std::move(policy);
+  return loaded;
+}
+
+std::shared_ptr<const MeasureGate::Loaded> MeasureGate::loaded() const { return loaded_.load(); }
+
+std::shared_ptr<const Policy> MeasureGate::policy() const {
+  auto now = loaded();
+  return {now, &now->policy};
+}
+
+MeasureGate::Interests MeasureGate::interests() const { return loaded()->interests; }
+
+Status MeasureGate::load_policy(std::vector<Rule> rules, PolicyLoad how, const Requester& requester) {
+  const std::lock_guard one_at_a_time(policy_load_mutex_);
+  const auto before = loaded();
+  Policy after;
+  after.is_builtin = false;
+  if (how == PolicyLoad::kUpdate && !before->policy.is_builtin) after.rules = before->policy.rules;
+  std::move(rules.begin(), rules.end(), std::back_inserter(after.rules));
+
+  // IMA: the kernel does not measure its policy unless it is loaded by path. Here a change is in the
+  // log before it takes effect, if the rules before or after it ask for that.
+  const std::string text = to_text(after);
+  auto measured = measure_buffer(before->policy, kPolicyLabel, "policy", as_bytes(text), false, requester);
+  if (measured && !*measured) {
+    measured = measure_buffer(after, kPolicyLabel, "policy", as_bytes(text), false, requester);
+  }
+  if (!measured) return fail(measured.error());
+  loaded_.store(prepare(std::move(after), options_.enabled));
+  return {};
+}
+
+MeasureOrder MeasureGate::order_of(Hook hook, const Rule& rule) const {
+  MeasureOrder order;
+  order.hook = hook;
+  order.pcr = rule.pcr.value_or(options_.pcr);
+  order.form = rule.form ? rule.form : options_.form;
+  order.wants_verity = rule.digest_is_verity;
+  order.permits_directio = rule.permit_directio;
+  return order;
+}
+
+std::vector<MeasureOrder> MeasureGate::must_measure(const OpenFacts& facts, const Requester& requester,
+                                                    EventSource& source) const {
+  const auto now = loaded();
+  std::vector<MeasureOrder> orders;
+  if (!now->interests.measures) return orders;
+  Event event;
+  event.uid = requester.uid;
+  event.gid = requester.gid;
+  event.fowner = facts.fowner;
+  event.fgroup = facts.fgroup;
+  event.source = &source;
+  if (now->interests.ids) {
+    // The request carries the file system ids; the rules mean the real ones.
+    if (const auto credentials = source.credentials()) {
+      event.uid = credentials->uid;
+      event.gid = credentials->gid;
+    }
+  }
+  const auto ask = [&](Hook hook, unsigned mask) {
+    event.hook = hook;
+    event.mask = mask;
+    const Decision decision = match(now->policy, event);
+    if (decision.must_measure()) orders.push_back(order_of(hook, *decision.measure));
+  };
+  ask(Hook::kFileCheck, facts.mask);
+  if (facts.is_exec) {
+    ask(Hook::kBprmCheck, kMayExec);
+    if (!facts.is_script) ask(Hook::kCredsCheck, kMayExec);
+  }
+  // IMA: mmap sends no request. An ELF object that is opened for reading counts as mapped.
+  if (facts.is_elf && (facts.is_exec || (facts.mask & kMayRead) != 0)) {
+    ask(Hook::kMmapCheck, kMayExec);
+    ask(Hook::kMmapCheckReqprot, kMayExec);
+  }
+  return orders;
+}
+
+Result<Collected> MeasureGate::collect_measurement(int fd, const MeasureOrder& order) const {
+  Collected collected;
+  if (order.wants_verity) {
+    auto digest = verity_digest(fd);
+    if (!digest) return fail(digest.error());
+    collected.digest = *digest;
+    collected.is_verity = true;
+    return collected;
+  }
+  HashAlgorithm algorithm = options_.file_hash;
+  if (!order.form->is_legacy()) algorithm = algorithm_of_xattr(xattr_of(fd, "security.ima"), algorithm);
+  // IMA: the kernel leaves a file unmeasured whose label names a hash that it lacks.
+  if (!can_compute(algorithm)) algorithm = options_.file_hash;
+  auto digest = hash_file(fd, algorithm);
+  if (!digest) return fail(digest.error());
+  collected.digest = *digest;
+  return collected;
+}
+
+EntryFacts MeasureGate::facts_of(const Template& form, const NamedFile& file) const {
+  EntryFacts facts;
+  const std::string path = entry_path(options_.path_prefix, file.path);
+  facts.name = loggable_name(path);
+  facts.last_component = loggable_name(last_component_of(path));
+  const auto wants = [&](std::initializer_list<FieldId> fields) {
+    return std::any_of(fields.begin(), fields.end(), [&](FieldId field) { return form.has(field); });
+  };
+  if (file.fd < 0) return facts;
+  if (wants({FieldId::kSig})) {
+    facts.signature = xattr_of(file.fd, "security.ima");
+    if (facts.signature.empty() || (facts.signature[0] != 0x03 && facts.signature[0] != 0x06)) {
+      facts.signature = xattr_of(file.fd, "security.evm");
+      if (facts.signature.empty() || facts.signature[0] != 0x05) facts.signature.clear();
+    }
+  }
+  if (!wants({FieldId::kEvmSig, FieldId::kIuid, FieldId::kIgid, FieldId::kImode, FieldId::kXattrNames,
+              FieldId::kXattrLengths, FieldId::kXattrValues})) {
+    return facts;
+  }
+  EntryFacts::File about;
+  if (const auto attr = stat_of(file.fd)) {
+    about.uid = attr->st_uid;
+    about.gid = attr->st_gid;
+    about.mode = static_cast<std::uint16_t>(attr->st_mode);
+  }
+  about.evm_signature = xattr_of(file.fd, "security.evm");
+  if (!about.evm_signature.empty() && about.evm_signature[0] != 0x05) about.evm_signature.clear();
+  for (const std::string& name : protected_xattrs()) {
+    Bytes value = xattr_of(file.fd, name.c_str());
+    if (!value.empty()) about.xattrs.emplace_back(name, std::move(value));
+  }
+  facts.file = std::move(about);
+  return facts;
+}
+
+Status MeasureGate::store_measurement(const MeasureOrder& order, const Collected& collected, const NamedFile& file,
+                                      const Requester& requester) {
+  EntryFacts facts = facts_of(*order.form, file);
+  facts.file_digest = collected.digest;
+  facts.is_verity_digest = collected.is_verity;
+  const HashAlgorithm algorithm = collected.digest.algorithm();
+  if (order.form->has(FieldId::kD) && algorithm != HashAlgorithm::kSha1 && algorithm != HashAlgorithm::kMd5) {
+    auto legacy = hash_file(file.fd, HashAlgorithm::kSha1);
+    facts.legacy_digest = legacy ? *legacy : Digest::zero(HashAlgorithm::kSha1);
+  }
+  const auto appended = log_.append(make_entry(*order.form, order.pcr, facts), origin_of(requester));
+  if (appended) return {};
+  AuditRecord record = record_of("add_template_measure", appended.error().what, requester);
+  record.name = options_.path_prefix + file.path;
+  record.device = device_name(file.device);
+  record.inode = file.inode;
+  record.succeeded = false;
+  record.errno_value = -appended.error().code;
+  report(record);
+  return fail(appended.error());
+}
+
+Status MeasureGate::store_violation(Violation violation, const NamedFile& file, const Requester& requester) {
+  AuditRecord record =
+      record_of("invalid_pcr", violation == Violation::kToMToU ? "ToMToU" : "open_writers", requester);
+  record.name = options_.path_prefix + file.path;
+  record.device = device_name(file.device);
+  record.inode = file.inode;
+  report(record);
+  const auto appended = log_.append(
+      make_violation(*options_.form, options_.pcr, options_.file_hash, facts_of(*options_.form, file)),
+      origin_of(requester));
+  if (!appended) return fail(appended.error());
+  return {};
+}
+
+Status MeasureGate::measure_boot_aggregate(const Digest& aggregate) {
+  EntryFacts facts;
+  facts.file_digest = aggregate;
+  facts.name = "boot_aggregate";
+  const auto appended = log_.append(make_entry(*options_.form, options_.pcr, facts), {now_ns(), 0, 0, "imafs"});
+  if (!appended) return fail(appended.error());
+  return {};
+}
+
+Result<bool> MeasureGate::measure_critical_data(std::string_view label, std::string_view name, ByteView data,
+                                                bool hashed, const Requester& requester) {
+  return measure_buffer(loaded()->policy, label, name, data, hashed, requester);
+}
+
+Result<bool> MeasureGate::measure_buffer(const Policy& policy, std::string_view label, std::string_view name,
+                                         ByteView data, bool hashed, const Requester& requester) {
+  if (!options_.enabled || label.empty() || name.empty() || data.empty()) return false;
+  Event event;
+  event.hook = Hook::kCriticalData;
+  event.uid = requester.uid;
+  event.gid = requester.gid;
+  event.label = label;
+  const Decision decision = match(policy, event);
+  if (!decision.must_measure()) return false;
+  const Rule& rule = *decision.measure;
+
+  const Template* const form = rule.form ? rule.form : find_builtin_template("ima-buf");
+  EntryFacts facts;
+  facts.name = loggable_name(name);
+  Digest digest = hash_of(options_.file_hash, data);
+  if (hashed) {
+    facts.buffer.assign(digest.bytes().begin(), digest.bytes().end());
+    digest = hash_of(options_.file_hash, facts.buffer);
+  } else {
+    facts.buffer.assign(data.begin(), data.end());
+  }
+  facts.file_digest = digest;
+  const std::uint32_t pcr = rule.pcr.value_or(0) == 0 ? options_.pcr : *rule.pcr;
+  const auto appended = log_.append(make_entry(*form, pcr, facts), origin_of(requester));
+  if (!appended) return fail(appended.error());
+  return true;
+}
+
+}  // namespace imafs

@@ -5,14 +5,15 @@
 // Knows nothing of FUSE. Thread-safe.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <mutex>
 #include <string>
 #include <vector>
 
 #include "imafs/audit.h"
-#include "imafs/guarded.h"
 #include "imafs/log_entry.h"
 #include "imafs/measurement_log.h"
 #include "imafs/policy.h"
@@ -59,7 +60,6 @@ struct OpenFacts {
 struct Collected {
   Digest digest = Digest::zero(HashAlgorithm::kSha256);
   bool is_verity = false;
-  Bytes signature;  // security.ima if it is a signature
 };
 
 // A file as an entry names it.
@@ -86,11 +86,21 @@ class MeasureGate {
   // Measures the policy that would result (critical data, label imafs, name policy), then activates it.
   Status load_policy(std::vector<Rule> rules, PolicyLoad how, const Requester& requester);
 
+  // What the active policy looks at, so that an open asks for no fact that no rule needs.
+  struct Interests {
+    bool measures = false;  // any measure rule, and --ima on
+    bool owner = false;     // fowner=, fgroup=
+    bool content = false;   // rules of the hooks that tell ELF objects and scripts apart
+    bool ids = false;       // uid=, euid=, gid=, egid=
+  };
+  Interests interests() const;
+
   // The orders of every hook this open fires, in the kernel's order. Empty: nobody wants it.
   std::vector<MeasureOrder> must_measure(const OpenFacts& facts, const Requester& requester, EventSource& source) const;
 
   // Hashes the content of `fd` (readable; read by pread from 0) under the algorithm that
-  // security.ima names, else the configured one. The error is the read's.
+  // security.ima names, else the configured one; the fs-verity digest if the order wants that.
+  // EINVAL: the file shrank meanwhile. ENODATA: no fs-verity digest. Otherwise the read's error.
   Result<Collected> collect_measurement(int fd, const MeasureOrder& order) const;
 
   // One entry, unless the log has it. EIO, ENOSPC ...: the open must be denied.
@@ -108,13 +118,21 @@ class MeasureGate {
   void report(AuditRecord record) const { if (audit_) audit_(record); }
 
  private:
-  EntryFacts facts_of(const Template& form, const Collected& collected, const NamedFile& file) const;
-  bool asks_for_label(const Policy& policy, std::string_view label, MeasureOrder& order) const;
+  struct Loaded {
+    Policy policy;
+    Interests interests;
+  };
+  static std::shared_ptr<const Loaded> prepare(Policy policy, bool enabled);
+  std::shared_ptr<const Loaded> loaded() const;
+  EntryFacts facts_of(const Template& form, const NamedFile& file) const;
+  MeasureOrder order_of(Hook hook, const Rule& rule) const;
+  Result<bool> measure_buffer(const Policy& policy, std::string_view label, std::string_view name, ByteView data,
+                              bool hashed, const Requester& requester);
 
   const GateOptions options_;
   MeasurementLog& log_;
   const AuditSink audit_;
-  Guarded<std::shared_ptr<const Policy>> policy_;  // never null; replaced as a whole
+  std::atomic<std::shared_ptr<const Loaded>> loaded_;  // never null; replaced as a whole
   std::mutex policy_load_mutex_;                   // one load at a time: measured, then active
 };
 
