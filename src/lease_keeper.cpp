@@ -1,0 +1,84 @@
+#include "imafs/lease_keeper.h"
+
+#include <fcntl.h>
+#include <signal.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <ctime>
+#include <utility>
+
+namespace imafs {
+namespace {
+
+constexpr long kTickNs = 250'000'000;
+
+int break_signal() { return SIGRTMIN + 3; }
+
+LeaseKeeper::Answer set_lease(int fd, int type) {
+  if (::fcntl(fd, F_SETLEASE, type) == 0) return LeaseKeeper::Answer::kGranted;
+  return errno == EAGAIN || errno == EBUSY ? LeaseKeeper::Answer::kRefused : LeaseKeeper::Answer::kUnsupported;
+}
+
+}  // namespace
+
+LeaseKeeper::LeaseKeeper(std::function<void(int)> on_break, std::function<void()> on_tick)
+    : on_break_(std::move(on_break)), on_tick_(std::move(on_tick)) {}
+
+std::unique_ptr<LeaseKeeper> LeaseKeeper::start(std::function<void(int)> on_break, std::function<void()> on_tick) {
+  std::unique_ptr<LeaseKeeper> keeper(new LeaseKeeper(std::move(on_break), std::move(on_tick)));
+  keeper->thread_ = std::thread([raw = keeper.get()] { raw->run(); });
+  keeper->thread_id_.wait(0);
+  return keeper;
+}
+
+LeaseKeeper::~LeaseKeeper() {
+  stopping_ = true;
+  thread_.join();
+}
+
+void LeaseKeeper::run() {
+  // The signals are sent to this thread alone, so no other thread needs to block them.
+  sigset_t signals;
+  ::sigemptyset(&signals);
+  ::sigaddset(&signals, break_signal());
+  ::sigaddset(&signals, SIGIO);
+  ::pthread_sigmask(SIG_BLOCK, &signals, nullptr);
+  thread_id_ = static_cast<int>(::syscall(SYS_gettid));
+  thread_id_.notify_all();
+
+  const struct timespec tick {0, kTickNs};
+  struct timespec last {};
+  ::clock_gettime(CLOCK_MONOTONIC, &last);
+  while (!stopping_) {
+    siginfo_t info{};
+    const int signal = ::sigtimedwait(&signals, &info, &tick);
+    if (signal == break_signal()) on_break_(info.si_fd);
+    if (signal == SIGIO) on_break_(-1);  // the queue of signals overflowed: any lease may be meant
+    struct timespec now {};
+    ::clock_gettime(CLOCK_MONOTONIC, &now);
+    const long passed = (now.tv_sec - last.tv_sec) * 1'000'000'000 + (now.tv_nsec - last.tv_nsec);
+    if (passed < kTickNs) continue;
+    last = now;
+    on_tick_();
+  }
+}
+
+void LeaseKeeper::adopt(int fd) {
+  ::fcntl(fd, F_SETSIG, break_signal());
+  struct f_owner_ex owner {F_OWNER_TID, thread_id_.load()};
+  ::fcntl(fd, F_SETOWN_EX, &owner);
+}
+
+LeaseKeeper::Answer LeaseKeeper::watch(int fd) { return set_lease(fd, F_RDLCK); }
+
+LeaseKeeper::Answer LeaseKeeper::watch_if_alone(int fd) {
+  const Answer answer = set_lease(fd, F_WRLCK);
+  if (answer != Answer::kGranted) return answer;
+  return set_lease(fd, F_RDLCK);
+}
+
+void LeaseKeeper::drop(int fd) { ::fcntl(fd, F_SETLEASE, F_UNLCK); }
+
+}  // namespace imafs

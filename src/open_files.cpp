@@ -1,0 +1,403 @@
+#include "imafs/open_files.h"
+
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <thread>
+#include <utility>
+
+#include "imafs/check.h"
+#include "open_file_state.h"
+
+namespace imafs {
+namespace {
+
+// A lease holds up writers beside us that open with O_NONBLOCK: not longer than this after the last close.
+constexpr auto kLeaseAfterClose = std::chrono::seconds(1);
+// A close(2) comes back before its RELEASE arrives; one in flight is no reader any more.
+constexpr auto kReleaseInFlight = std::chrono::milliseconds(2);
+constexpr auto kPoll = std::chrono::microseconds(100);
+
+unsigned pool_size() { return std::max(4U, std::thread::hardware_concurrency()); }
+
+}  // namespace
+
+OpenFiles::OpenFiles(Options options, Kernel kernel, BackingTree& tree, InodeTable& table, MeasureGate& gate)
+    : options_(options), kernel_(std::move(kernel)), tree_(tree), table_(table), gate_(gate), pool_(pool_size()) {
+  if (options_.leases) leases_ = LeaseKeeper::start([this](int fd) { on_break(fd); }, [this] { on_tick(); });
+}
+
+OpenFiles::~OpenFiles() { leases_.reset(); }
+
+// ---- handles ----
+
+int OpenFiles::readable(std::uint64_t handle) {
+  const auto* const open = reinterpret_cast<Handle*>(handle);
+  return open->file->anchor ? open->file->anchor.get() : open->file->writer.get();
+}
+
+Result<OpenFiles::Writable> OpenFiles::writable(std::uint64_t handle) {
+  const auto* const open = reinterpret_cast<Handle*>(handle);
+  if (!open->writes) return fail(EBADF, "not open for writing");
+  // `writer` is set before the handle is given out and lives as long as any handle that writes.
+  if (open->file->writer) return Writable{open->file->writer.get(), UniqueFd()};
+  auto fd = table_.open(open->file->node, O_RDWR | O_CLOEXEC);
+  if (!fd) return fail(fd.error());
+  Writable own;
+  own.fd = fd->get();
+  own.owned = std::move(*fd);
+  return own;
+}
+
+bool OpenFiles::appends(std::uint64_t handle) { return (reinterpret_cast<Handle*>(handle)->flags & O_APPEND) != 0; }
+
+NodeId OpenFiles::node_of(std::uint64_t handle) { return reinterpret_cast<Handle*>(handle)->file->node; }
+
+// ---- opening ----
+
+OpenFiles::File& OpenFiles::file_of(NodeId node, const Lock&) {
+  auto& slot = files_[node];
+  if (!slot) slot = std::make_unique<File>(node);
+  if (slot->listed_idle) {
+    idle_.erase(slot->idle_position);
+    slot->listed_idle = false;
+  }
+  return *slot;
+}
+
+void OpenFiles::open(Request request, Done done) {
+  auto opening = std::make_unique<Opening>(std::move(request), std::move(done));
+  opening->created = static_cast<bool>(opening->request.created);
+  begin(std::move(opening));
+}
+
+void OpenFiles::begin(std::unique_ptr<Opening> opening) {
+  {
+    Lock lock(mutex_);
+    File& file = file_of(opening->request.node, lock);
+    opening->file = &file;
+    if (file.busy) {
+      file.waiting.push_back(std::move(opening));
+      return;
+    }
+    file.busy = true;
+    file.broken = false;
+  }
+  run(std::move(opening));
+}
+
+void OpenFiles::finish(std::unique_ptr<Opening> opening, Status status) {
+  File& file = *opening->file;
+  Result<Opened> result = fail(EIO, "");
+  if (status) {
+    auto* const handle = new Handle{&file, opening->request.flags, opening->writes()};
+    result = Opened{reinterpret_cast<std::uint64_t>(handle), file.backing_id, file.keep_cache};
+  } else {
+    result = fail(status.error());
+  }
+  {
+    Lock lock(mutex_);
+    if (status) ++(opening->writes() ? file.writers : file.readers);
+    leave_busy(file, lock);
+  }
+  opening->done(std::move(result));
+}
+
+// Ends a busy time: the next in the queue, or rest.
+void OpenFiles::leave_busy(File& file, Lock& lock) {
+  if (file.writers == 0 && file.writer) {
+    const UniqueFd closing = std::move(file.writer);  // it would count as somebody who writes
+  }
+  if (file.check_mapped && !file.is_open()) {
+    file.check_mapped = false;
+    lock.unlock();
+    note_mapped_readers(file);
+    lock.lock();
+  }
+  if (!file.waiting.empty()) {
+    auto next = std::move(file.waiting.front());
+    file.waiting.pop_front();
+    file.broken = false;
+    // The pool takes it: a queue of opens must not grow our stack, nor hold up the reply of this one.
+    auto shared = std::make_shared<std::unique_ptr<Opening>>(std::move(next));
+    pool_.post([this, shared] {
+      (*shared)->in_pool = true;
+      run(std::move(*shared));
+    });
+    return;
+  }
+  file.busy = false;
+  if (file.is_open() || file.listed_idle || file.pins > 0) return;
+  file.idle_since = std::chrono::steady_clock::now();
+  file.idle_position = idle_.insert(idle_.end(), &file);
+  file.listed_idle = true;
+  trim_idle(lock);
+}
+
+void OpenFiles::release(std::uint64_t handle) {
+  const std::unique_ptr<Handle> open(reinterpret_cast<Handle*>(handle));
+  File& file = *open->file;
+  Lock lock(mutex_);
+  auto& count = open->writes ? file.writers : file.readers;
+  IMAFS_CHECK(count > 0);
+  --count;
+  if (open->writes && file.writers == 0) {
+    cache_.with(file.node, [](FileRecord& record) { record.last_writer_closed(); });
+  }
+  if (file.busy) {
+    file.check_mapped = true;
+    return;
+  }
+  if (file.is_open() && (file.writers > 0 || !file.writer)) return;
+  file.busy = true;
+  if (!file.is_open()) {
+    lock.unlock();
+    note_mapped_readers(file);
+    lock.lock();
+  }
+  leave_busy(file, lock);
+}
+
+// The last handle is closed, but in passthrough mode mappings live on without one. A reader among
+// them still counts when somebody writes. REQUIRES: busy is ours, the mutex is not held.
+void OpenFiles::note_mapped_readers(File& file) {
+  if (!leases_ || file.backing_id == 0) return;
+  {
+    const Lock lock(mutex_);
+    if (!file.leased) file.mapped = false;
+    if (!file.leased) return;
+  }
+  bool armed = false;
+  cache_.with(file.node, [&](FileRecord& record) { armed = record.may_emit_tomtou(); });
+  const bool others = armed && leases_->watch_if_alone(file.anchor.get()) == LeaseKeeper::Answer::kRefused;
+  const Lock lock(mutex_);
+  file.mapped = others;
+}
+
+// ---- descriptors ----
+
+// Frees the oldest idle files beyond the limit. Those with mapped readers stay: their lease is the only
+// thing that will tell us of a writer.
+void OpenFiles::trim_idle(Lock& lock) {
+  std::vector<std::unique_ptr<File>> leaving;
+  std::size_t kept = 0;
+  for (auto it = idle_.begin(); it != idle_.end() && idle_.size() - kept > options_.idle_descriptors;) {
+    File& file = **it;
+    if (file.mapped) {
+      ++kept;
+      ++it;
+      continue;
+    }
+    it = idle_.erase(it);
+    const auto found = files_.find(file.node);
+    leaving.push_back(std::move(found->second));
+    files_.erase(found);
+    if (file.anchor) by_fd_[static_cast<std::size_t>(file.anchor.get())] = nullptr;
+  }
+  if (leaving.empty()) return;
+  lock.unlock();
+  for (auto& file : leaving) retire(std::move(file));
+  lock.lock();
+}
+
+// REQUIRES: the file is in no list any more, the mutex is not held.
+void OpenFiles::retire(std::unique_ptr<File> file) {
+  if (file->leased) {
+    leases_->drop(file->anchor.get());
+    cache_.with_existing(file->node, [](FileRecord& record) { record.stop_watching(now_ns()); });
+  }
+  if (file->backing_id > 0) kernel_.close_backing(file->backing_id);
+}
+
+void OpenFiles::forget(NodeId node) {
+  std::unique_ptr<File> leaving;
+  {
+    const Lock lock(mutex_);
+    const auto found = files_.find(node);
+    if (found != files_.end() && found->second->listed_idle) {
+      idle_.erase(found->second->idle_position);
+      leaving = std::move(found->second);
+      files_.erase(found);
+      if (leaving->anchor) by_fd_[static_cast<std::size_t>(leaving->anchor.get())] = nullptr;
+    }
+  }
+  if (leaving) retire(std::move(leaving));
+  cache_.forget(node);
+}
+
+void OpenFiles::drop_idle() {
+  std::vector<std::unique_ptr<File>> leaving;
+  {
+    const Lock lock(mutex_);
+    for (File* const file : idle_) {
+      const auto found = files_.find(file->node);
+      if (file->anchor) by_fd_[static_cast<std::size_t>(file->anchor.get())] = nullptr;
+      leaving.push_back(std::move(found->second));
+      files_.erase(found);
+    }
+    idle_.clear();
+  }
+  for (auto& file : leaving) retire(std::move(file));
+}
+
+// ---- leases ----
+
+// REQUIRES: busy is ours, the mutex is not held.
+void OpenFiles::drop_lease(File& file) {
+  {
+    const Lock lock(mutex_);
+    if (!std::exchange(file.leased, false)) return;
+  }
+  leases_->drop(file.anchor.get());
+  cache_.with(file.node, [](FileRecord& record) { record.stop_watching(now_ns()); });
+}
+
+void OpenFiles::on_break(int fd) {
+  std::vector<std::pair<File*, bool>> files;  // and whether it is ours to leave busy
+  {
+    const Lock lock(mutex_);
+    const auto take = [&](File* file) {
+      if (!file || !file->leased) return;
+      file->leased = false;
+      ++file->pins;
+      files.emplace_back(file, !file->busy);
+      file->broken = file->busy;  // the one at work sees it when it is done
+      file->busy = true;
+      if (file->listed_idle) {
+        idle_.erase(file->idle_position);
+        file->listed_idle = false;
+      }
+    };
+    if (fd >= 0) {
+      if (static_cast<std::size_t>(fd) < by_fd_.size()) take(by_fd_[static_cast<std::size_t>(fd)]);
+    } else {
+      for (File* const file : by_fd_) take(file);
+    }
+  }
+  for (const auto& [file, ours] : files) {
+    break_lease(*file);
+    Lock lock(mutex_);
+    --file->pins;
+    if (ours) {
+      leave_busy(*file, lock);
+    } else if (!file->busy) {
+      file->busy = true;  // it could not rest while we had it
+      leave_busy(*file, lock);
+    }
+  }
+}
+
+// Somebody beside us wants to write and is held by our lease: the violation first, then let go.
+// The file is pinned, and busy: ours, or an open's that looks at `broken` when it is done.
+void OpenFiles::break_lease(File& file) {
+  bool open_here = false;
+  {
+    Lock lock(mutex_);
+    const auto until = std::chrono::steady_clock::now() + kReleaseInFlight;
+    while (file.readers > 0 && !file.mapped && std::chrono::steady_clock::now() < until) {
+      lock.unlock();
+      std::this_thread::sleep_for(kPoll);
+      lock.lock();
+    }
+    open_here = file.readers > 0 || file.mapped;
+    file.mapped = false;
+  }
+  bool emit = false;
+  cache_.with(file.node, [&](FileRecord& record) {
+    emit = open_here && record.take_tomtou();
+    record.was_open_for_write();
+  });
+  if (emit) (void)store_violation(file, Violation::kToMToU, Requester{}, table_.path_of(file.node, 0));
+  leases_->drop(file.anchor.get());
+  cache_.with(file.node, [](FileRecord& record) { record.stop_watching(now_ns()); });
+  if (open_here && file.backing_id == 0) kernel_.drop_page_cache(file.node);
+}
+
+void OpenFiles::on_tick() {
+  std::vector<File*> stale;
+  const auto now = std::chrono::steady_clock::now();
+  {
+    const Lock lock(mutex_);
+    for (File* const file : idle_) {
+      if (now - file->idle_since < kLeaseAfterClose) break;
+      if (!file->leased || file->busy) continue;
+      file->busy = true;
+      stale.push_back(file);
+    }
+    for (File* const file : stale) {
+      idle_.erase(file->idle_position);
+      file->listed_idle = false;
+    }
+  }
+  for (File* const file : stale) {
+    if (file->mapped) note_mapped_readers(*file);
+    if (!file->mapped) drop_lease(*file);
+    Lock lock(mutex_);
+    leave_busy(*file, lock);
+  }
+}
+
+// ---- changes that are not opens ----
+
+void OpenFiles::will_truncate(NodeId node, const Requester& who) {
+  File* file = nullptr;
+  {
+    Lock lock(mutex_);
+    const auto found = files_.find(node);
+    if (found == files_.end() || !found->second->leased) {
+      lock.unlock();
+      cache_.with_existing(node, [](FileRecord& record) { record.clear(); });
+      return;
+    }
+    file = found->second.get();
+    if (file->busy) {
+      lock.unlock();
+      // The lease thread gives way when our own truncate breaks the lease.
+      cache_.with_existing(node, [](FileRecord& record) { record.clear(); });
+      return;
+    }
+    file->busy = true;
+    if (file->listed_idle) {
+      idle_.erase(file->idle_position);
+      file->listed_idle = false;
+    }
+  }
+  // IMA: the kernel has no violation for truncate(2). A measured reader sees bytes go all the same.
+  bool readers = has_readers(*file);
+  bool emit = false;
+  cache_.with(node, [&](FileRecord& record) { emit = readers && record.take_tomtou(); });
+  if (emit) (void)store_violation(*file, Violation::kToMToU, who, table_.path_of(node, who.pid));
+  drop_lease(*file);
+  cache_.with(node, [](FileRecord& record) { record.clear(); });
+  Lock lock(mutex_);
+  leave_busy(*file, lock);
+}
+
+void OpenFiles::did_change_attributes(NodeId node, bool times_set) {
+  cache_.with_existing(node, [&](FileRecord& record) {
+    if (times_set) record.times_were_set();
+  });
+}
+
+void OpenFiles::did_change_label(NodeId node) {
+  cache_.with_existing(node, [](FileRecord& record) { record.clear(); });
+}
+
+OpenFiles::Health OpenFiles::health() const {
+  Health health;
+  health.leases_unsupported = leases_unsupported_ || !leases_;
+  health.passthrough_unsupported = passthrough_unsupported_ || !options_.passthrough;
+  health.measured = measured_;
+  health.cache_hits = cache_hits_;
+  health.hashed_bytes = hashed_bytes_;
+  const Lock lock(mutex_);
+  health.files = files_.size();
+  for (const auto& [node, file] : files_) {
+    health.open += file->readers + file->writers;
+    health.leased += file->leased ? 1 : 0;
+  }
+  return health;
+}
+
+}  // namespace imafs

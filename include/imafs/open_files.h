@@ -1,0 +1,150 @@
+// Files that are open through the mount, or were a moment ago: who reads, who writes, the descriptor
+// and the lease that watch them, and the measuring of each open.
+//
+// Thread-safe. One mutex guards the counts; a file's `busy` flag, not a mutex, keeps everything that
+// takes time in one order for each file: later opens of a busy file queue up without a thread.
+#pragma once
+
+#include <sys/stat.h>
+
+#include <atomic>
+#include <chrono>
+#include <functional>
+#include <list>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <unordered_map>
+#include <vector>
+
+#include "imafs/inode_table.h"
+#include "imafs/lease_keeper.h"
+#include "imafs/measure_cache.h"
+#include "imafs/measure_gate.h"
+#include "imafs/unique_fd.h"
+#include "imafs/worker_pool.h"
+
+namespace imafs {
+
+class OpenFiles {
+ public:
+  struct Options {
+    bool passthrough = true;
+    bool leases = true;
+    std::size_t idle_descriptors = 1500;  // kept for files that nobody has open
+    unsigned inline_hashes = 6;           // request threads that may hash a small file at once; 0: pool only
+  };
+  // What only the FUSE session can do. All thread-safe.
+  struct Kernel {
+    std::function<int(int fd)> open_backing;     // a backing id > 0, or a negative errno
+    std::function<void(int id)> close_backing;
+    std::function<void(NodeId)> drop_page_cache;
+  };
+  // What is not as it should be, for status. Counters only grow.
+  struct Health {
+    bool leases_unsupported = false;       // some file could not be watched
+    bool passthrough_unsupported = false;  // some file is served through the daemon
+    std::uint64_t files = 0, open = 0, leased = 0;
+    std::uint64_t measured = 0, cache_hits = 0, hashed_bytes = 0;
+  };
+
+  struct Request {
+    NodeId node = 0;
+    int flags = 0;  // as FUSE gives them: open(2)'s and 0x20 for exec
+    Requester who;
+    bool kill_suidgid = false;  // clear setuid, setgid and capabilities when truncating
+    UniqueFd created;           // a descriptor of a file this open has just made: O_RDONLY, or O_RDWR without passthrough
+  };
+  struct Opened {
+    std::uint64_t handle = 0;
+    int backing_id = 0;  // 0: not in passthrough mode
+    bool keep_cache = false;
+  };
+  using Done = std::function<void(Result<Opened>)>;
+
+  OpenFiles(Options options, Kernel kernel, BackingTree& tree, InodeTable& table, MeasureGate& gate);
+  ~OpenFiles();
+
+  // Measures what the policy asks for, then calls `done`: on this thread or on another one.
+  void open(Request request, Done done);
+  void release(std::uint64_t handle);
+
+  // Descriptors of an open handle, valid until its release. Reads of data go to the first.
+  static int readable(std::uint64_t handle);
+  // A descriptor for writing: the handle's own, or (passthrough) one for this call.
+  struct Writable {
+    int fd = -1;
+    UniqueFd owned;
+  };
+  Result<Writable> writable(std::uint64_t handle);
+  static bool appends(std::uint64_t handle);
+  static NodeId node_of(std::uint64_t handle);
+
+  // Around changes that do not come as an open for writing.
+  void will_truncate(NodeId node, const Requester& who);  // by path or handle: before it happens
+  void did_change_attributes(NodeId node, bool times_set);
+  void did_change_label(NodeId node);  // security.ima set or removed
+  void forget(NodeId node);
+
+  // Gives back every descriptor that nobody needs. For the end, and for tests.
+  void drop_idle();
+  Health health() const;
+
+ private:
+  struct File;
+  struct Handle;
+  struct Opening;
+  class RequestFacts;
+  using Lock = std::unique_lock<std::mutex>;
+
+  // Bookkeeping (open_files.cpp).
+  void begin(std::unique_ptr<Opening> opening);
+  void finish(std::unique_ptr<Opening> opening, Status status);
+  void leave_busy(File& file, Lock& lock);
+  File& file_of(NodeId node, const Lock& lock);
+  void trim_idle(Lock& lock);
+  void retire(std::unique_ptr<File> file);
+  void note_mapped_readers(File& file);
+  void on_break(int fd);
+  void break_lease(File& file);
+  void on_tick();
+  void drop_lease(File& file);
+
+  // One open (open_measure.cpp). The file is busy, and ours.
+  void run(std::unique_ptr<Opening> opening);
+  Status prepare(Opening& opening);
+  Status learn_content(Opening& opening);
+  Status open_for_reading(Opening& opening);
+  Status open_for_writing(Opening& opening);
+  Status truncate(Opening& opening);
+  enum class Writers { kNone, kTracked, kOthers };
+  Writers find_writers(File& file);
+  LeaseKeeper::Answer take_lease(File& file, LeaseKeeper::Answer (LeaseKeeper::*ask)(int));
+  bool has_readers(File& file);
+  Status end_writing_phase(File& file);
+  Status measure(Opening& opening, Writers writers);
+  Result<Collected> collect(Opening& opening, const MeasureOrder& order, Writers& writers);
+  Status store_violation(File& file, Violation violation, const Requester& who, const std::string& path);
+  bool hashes_inline(const Opening& opening);
+
+  const Options options_;
+  const Kernel kernel_;
+  BackingTree& tree_;
+  InodeTable& table_;
+  MeasureGate& gate_;
+  MeasureCache cache_;
+
+  mutable std::mutex mutex_;
+  std::unordered_map<NodeId, std::unique_ptr<File>> files_;  // guarded by mutex_
+  std::list<File*> idle_;        // guarded by mutex_; files nobody has open, the longest idle first
+  std::vector<File*> by_fd_;     // guarded by mutex_; which file a lease's descriptor belongs to
+  std::atomic<unsigned> inline_hashes_{0};
+  std::atomic<bool> leases_unsupported_{false};
+  std::atomic<bool> passthrough_unsupported_{false};
+  std::atomic<std::uint64_t> measured_{0}, cache_hits_{0}, hashed_bytes_{0};
+
+  WorkerPool pool_;
+  std::unique_ptr<LeaseKeeper> leases_;  // null: not wanted
+};
+
+}  // namespace imafs

@@ -1,0 +1,68 @@
+// The insides of OpenFiles, shared by its two sources.
+#pragma once
+
+#include <deque>
+
+#include "imafs/file_version.h"
+#include "imafs/open_files.h"
+
+namespace imafs {
+
+// A file that is or was open. Fields under `busy` belong to whoever set the flag, the others to
+// OpenFiles::mutex_.
+struct OpenFiles::File {
+  explicit File(NodeId id) : node(id) {}
+
+  const NodeId node;
+
+  // Under the mutex.
+  std::uint32_t readers = 0;  // open handles without write access
+  std::uint32_t writers = 0;  // open handles with write access
+  bool busy = false;
+  bool leased = false;  // set by the busy one, cleared by anybody
+  bool broken = false;  // a lease was broken while busy
+  bool mapped = false;  // readers live on in mappings whose handles are closed
+  bool check_mapped = false;  // the last reader left while busy
+  bool listed_idle = false;
+  unsigned pins = 0;  // the lease thread is at it: must not go away
+  std::list<File*>::iterator idle_position;
+  std::chrono::steady_clock::time_point idle_since;
+  std::deque<std::unique_ptr<Opening>> waiting;
+
+  // Under busy.
+  UniqueFd anchor;          // O_RDONLY; also what a backing id is made of, and what a lease is on
+  UniqueFd writer;          // without passthrough: one for all handles that write
+  int backing_id = 0;
+  bool verified = false;       // the record was found current under the lease that stands
+  bool content_known = false;  // is_elf, is_script hold as long as the lease does
+  bool is_elf = false;
+  bool is_script = false;
+  bool keep_cache = false;  // the kernel's pages are of `cached_version`
+  FileVersion cached_version;
+
+  bool is_open() const { return readers + writers > 0; }
+};
+
+struct OpenFiles::Handle {
+  File* file;
+  int flags;
+  bool writes;
+};
+
+struct OpenFiles::Opening {
+  Opening(Request asked, Done reply) : request(std::move(asked)), done(std::move(reply)) {}
+
+  Request request;
+  Done done;
+  File* file = nullptr;
+  bool in_pool = false;
+  OpenFacts facts;
+  std::vector<MeasureOrder> orders;
+  std::string path;  // known once an entry or a rule needs it
+
+  bool created = false;  // the open made the file
+
+  bool writes() const { return (request.flags & O_ACCMODE) != O_RDONLY; }
+};
+
+}  // namespace imafs

@@ -1,0 +1,538 @@
+// One open, from its flags to its entries: the part of OpenFiles that runs while the file is busy.
+#include <fcntl.h>
+#include <sys/xattr.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <charconv>
+#include <cstring>
+#include <thread>
+
+#include "imafs/file_hasher.h"
+#include "imafs/posix_file.h"
+#include "open_file_state.h"
+
+namespace imafs {
+namespace {
+
+constexpr int kExecFlag = 0x20;  // __FMODE_EXEC: the kernel's mark of execve's open, handed through by FUSE
+
+// Files up to this size are hashed by the thread that serves the request: a hand-over costs more.
+constexpr std::int64_t kInlineSize = 128 * 1024;
+
+// How long the count of handles and the kernel's count of open files may disagree before we believe the worse one.
+constexpr auto kAgreement = std::chrono::milliseconds(50);
+constexpr auto kReleaseInFlight = std::chrono::milliseconds(2);
+constexpr auto kPoll = std::chrono::microseconds(100);
+constexpr int kStableReads = 3;
+
+// The mask of the kernel's open event, from the flags: what it calls acc_mode.
+unsigned mask_of(int flags, bool created) {
+  if (created) return 0;
+  if ((flags & kExecFlag) != 0) return kMayExec;
+  unsigned mask = 0;
+  switch (flags & O_ACCMODE) {
+    case O_RDONLY: mask = kMayRead; break;
+    case O_WRONLY: mask = kMayWrite; break;
+    default: mask = kMayRead | kMayWrite; break;
+  }
+  if ((flags & O_TRUNC) != 0) mask |= kMayWrite;
+  if ((flags & O_APPEND) != 0) mask |= kMayAppend;
+  return mask;
+}
+
+// The numbers after "Uid:" in /proc/TID/status: real, effective, saved, file system.
+bool read_ids(std::string_view text, std::string_view key, std::array<std::uint32_t, 4>& ids) {
+  const std::size_t at = text.find(key);
+  if (at == std::string_view::npos) return false;
+  const char* from = text.data() + at + key.size();
+  const char* const end = text.data() + text.size();
+  for (std::uint32_t& id : ids) {
+    while (from < end && (*from == ' ' || *from == '\t')) ++from;
+    const auto parsed = std::from_chars(from, end, id);
+    if (parsed.ec != std::errc()) return false;
+    from = parsed.ptr;
+  }
+  return true;
+}
+
+std::optional<EventSource::Credentials> credentials_of(std::uint32_t tid) {
+  // status is harmless to read; see comm_of().
+  const auto text = read_file("/proc/" + std::to_string(tid) + "/status", 16384);
+  if (!text) return std::nullopt;
+  std::array<std::uint32_t, 4> uids{}, gids{};
+  if (!read_ids(*text, "\nUid:", uids) || !read_ids(*text, "\nGid:", gids)) return std::nullopt;
+  EventSource::Credentials found;
+  found.uid = uids[0];
+  found.euid = uids[1];
+  found.suid = uids[2];
+  found.gid = gids[0];
+  found.egid = gids[1];
+  found.sgid = gids[2];
+  const std::size_t at = text->find("\nCapEff:\t");
+  std::uint64_t capabilities = 0;
+  if (at != std::string::npos) std::from_chars(text->data() + at + 9, text->data() + text->size(), capabilities, 16);
+  found.can_setgid = (capabilities >> 6 & 1) != 0;
+  found.can_setuid = (capabilities >> 7 & 1) != 0;
+  return found;
+}
+
+}  // namespace
+
+class OpenFiles::RequestFacts final : public EventSource {
+ public:
+  RequestFacts(OpenFiles& files, Opening& opening) : files_(files), opening_(opening) {}
+
+  std::optional<Credentials> credentials() override {
+    if (!asked_) credentials_ = credentials_of(opening_.request.who.pid);
+    asked_ = true;
+    return credentials_;
+  }
+  std::string_view path() override {
+    if (opening_.path.empty()) opening_.path = files_.table_.path_of(opening_.request.node, opening_.request.who.pid);
+    return opening_.path;
+  }
+  const FileSystem& file_system() override {
+    const int fd = readable_fd();
+    const dev_t device = files_.table_.identity_of(opening_.request.node).first;
+    return files_.tree_.file_system_of(fd, device);
+  }
+
+ private:
+  int readable_fd() const { return opening_.file->anchor ? opening_.file->anchor.get() : files_.tree_.root(); }
+
+  OpenFiles& files_;
+  Opening& opening_;
+  std::optional<Credentials> credentials_;
+  bool asked_ = false;
+};
+
+void OpenFiles::run(std::unique_ptr<Opening> opening) {
+  Status status = prepare(*opening);
+  if (status) status = learn_content(*opening);
+  if (status) {
+    RequestFacts source(*this, *opening);
+    opening->facts.mask = mask_of(opening->request.flags, opening->created);
+    opening->facts.is_exec = (opening->request.flags & kExecFlag) != 0;
+    opening->orders = gate_.must_measure(opening->facts, opening->request.who, source);
+    if (!opening->orders.empty() && !opening->file->anchor) status = fail(EACCES, "a file that cannot be read cannot be measured");
+  }
+  if (!status) {
+    finish(std::move(opening), std::move(status));
+    return;
+  }
+  if (!opening->in_pool && !hashes_inline(*opening)) {
+    opening->in_pool = true;
+    auto shared = std::make_shared<std::unique_ptr<Opening>>(std::move(opening));
+    pool_.post([this, shared] {
+      Opening& here = **shared;
+      Status done = here.writes() ? open_for_writing(here) : open_for_reading(here);
+      finish(std::move(*shared), std::move(done));
+    });
+    return;
+  }
+  status = opening->writes() ? open_for_writing(*opening) : open_for_reading(*opening);
+  if (!opening->in_pool && !opening->orders.empty()) inline_hashes_.fetch_sub(1);
+  finish(std::move(opening), std::move(status));
+}
+
+// Whether this thread may do what is left. Takes one of the places if so.
+bool OpenFiles::hashes_inline(const Opening& opening) {
+  if (opening.orders.empty()) return true;
+  const File& file = *opening.file;
+  bool unchanged = false;
+  {
+    const Lock lock(mutex_);
+    unchanged = file.leased;
+  }
+  if (unchanged) {
+    cache_.with(file.node, [&](FileRecord& record) {
+      unchanged = std::all_of(opening.orders.begin(), opening.orders.end(),
+                              [&](const MeasureOrder& order) { return record.is_measured_in(order.pcr); });
+    });
+  }
+  if (!unchanged) {
+    struct stat attr {};
+    if (::fstat(file.anchor.get(), &attr) != 0 || attr.st_size > kInlineSize) return false;
+    if (inline_hashes_.fetch_add(1) >= options_.inline_hashes) {
+      inline_hashes_.fetch_sub(1);
+      return false;
+    }
+    return true;
+  }
+  inline_hashes_.fetch_add(1);
+  return true;
+}
+
+// A descriptor to read from, and the way the file's data will be served while it is open.
+Status OpenFiles::prepare(Opening& opening) {
+  File& file = *opening.file;
+  bool first = false;
+  {
+    const Lock lock(mutex_);
+    first = !file.is_open();
+  }
+  if (!file.anchor) {
+    const int created = opening.request.created.get();
+    if (created >= 0 && (::fcntl(created, F_GETFL) & O_ACCMODE) == O_RDONLY) {
+      file.anchor = std::move(opening.request.created);
+    } else {
+      // Made for reading and writing: its mode may forbid us to open it again.
+      if (created >= 0) file.writer = std::move(opening.request.created);
+      auto fd = table_.open(file.node, O_RDONLY | O_NOATIME | O_CLOEXEC);
+      if (!fd && fd.error().code == EPERM) fd = table_.open(file.node, O_RDONLY | O_CLOEXEC);
+      if (fd) {
+        file.anchor = std::move(*fd);
+      } else if (fd.error().code != EACCES || (opening.request.flags & O_ACCMODE) != O_WRONLY) {
+        return fail(fd.error());
+      }
+    }
+    if (file.anchor) {
+      if (leases_) leases_->adopt(file.anchor.get());
+      const auto index = static_cast<std::size_t>(file.anchor.get());
+      const Lock lock(mutex_);
+      if (by_fd_.size() <= index) by_fd_.resize(index + 256);
+      by_fd_[index] = &file;
+    }
+  }
+  opening.request.created.reset();
+  // Decided anew only while nobody has it open: every open of an inode must be served the same way.
+  if (first && file.backing_id <= 0 && options_.passthrough && file.anchor) {
+    file.backing_id = std::max(0, kernel_.open_backing(file.anchor.get()));
+    if (file.backing_id == 0) passthrough_unsupported_ = true;
+  }
+  return {};
+}
+
+// What rules may ask about the file itself.
+Status OpenFiles::learn_content(Opening& opening) {
+  File& file = *opening.file;
+  const MeasureGate::Interests interests = gate_.interests();
+  if (!interests.measures || !file.anchor) return {};
+  if (interests.content) {
+    bool leased = false;
+    {
+      const Lock lock(mutex_);
+      leased = file.leased;
+    }
+    if (!leased || !file.content_known) {
+      std::array<std::uint8_t, 4> head{};
+      const auto got = pread_full(file.anchor.get(), head, 0);
+      file.is_elf = got && *got == head.size() && std::memcmp(head.data(), "\x7f" "ELF", 4) == 0;
+      file.is_script = got && *got >= 2 && head[0] == '#' && head[1] == '!';
+      file.content_known = true;
+    }
+    opening.facts.is_elf = file.is_elf;
+    opening.facts.is_script = file.is_script;
+  }
+  if (interests.owner) {
+    auto attr = stat_of(file.anchor.get());
+    if (!attr) return fail(attr.error());
+    opening.facts.fowner = attr->st_uid;
+    opening.facts.fgroup = attr->st_gid;
+  }
+  return {};
+}
+
+Status OpenFiles::store_violation(File& file, Violation violation, const Requester& who, const std::string& path) {
+  const auto [device, inode] = table_.identity_of(file.node);
+  return gate_.store_violation(violation, NamedFile{file.anchor.get(), path, device, inode}, who);
+}
+
+// Asks for a lease. It counts as held before it is, so that a break that comes at once finds it.
+LeaseKeeper::Answer OpenFiles::take_lease(File& file, LeaseKeeper::Answer (LeaseKeeper::*ask)(int)) {
+  if (!leases_) return LeaseKeeper::Answer::kUnsupported;
+  bool had = false;
+  {
+    const Lock lock(mutex_);
+    had = std::exchange(file.leased, true);
+  }
+  if (!had) file.verified = file.content_known = false;
+  const auto answer = ((*leases_).*ask)(file.anchor.get());
+  if (answer != LeaseKeeper::Answer::kGranted && !had) {
+    const Lock lock(mutex_);
+    file.leased = false;
+  }
+  return answer;
+}
+
+// Who has the file open for writing. The kernel's count (a lease is refused) is exact, but for our own
+// opens that are not there yet and RELEASEs that are on their way: then ask again until both agree.
+OpenFiles::Writers OpenFiles::find_writers(File& file) {
+  const auto start = std::chrono::steady_clock::now();
+  const bool counts_only = !leases_ || file.backing_id == 0;
+  for (;;) {
+    std::uint32_t tracked = 0;
+    {
+      const Lock lock(mutex_);
+      if (file.leased) return Writers::kNone;
+      tracked = file.writers;
+    }
+    const auto waited = std::chrono::steady_clock::now() - start;
+    // Without passthrough our own descriptor is the writer, so a lease says nothing while one is tracked.
+    if (tracked > 0 && counts_only && waited >= kReleaseInFlight) return Writers::kTracked;
+    if (tracked == 0 || !counts_only) {
+      const auto answer = take_lease(file, &LeaseKeeper::watch);
+      if (answer == LeaseKeeper::Answer::kUnsupported) {
+        leases_unsupported_ = true;
+        if (tracked == 0) return Writers::kNone;
+        if (waited >= kReleaseInFlight) return Writers::kTracked;
+      } else if (answer == LeaseKeeper::Answer::kRefused) {
+        return tracked > 0 ? Writers::kTracked : Writers::kOthers;
+      } else if (tracked == 0) {
+        const Lock lock(mutex_);
+        return file.leased ? Writers::kNone : Writers::kOthers;  // broken already: one has just come
+      } else {
+        drop_lease(file);
+        if (waited >= kAgreement) return Writers::kTracked;
+      }
+    }
+    std::this_thread::sleep_for(kPoll);
+  }
+}
+
+// Whether somebody reads the file: a handle, or in passthrough mode a mapping without one.
+bool OpenFiles::has_readers(File& file) {
+  const auto start = std::chrono::steady_clock::now();
+  for (;;) {
+    std::uint32_t tracked = 0;
+    bool writers = false;
+    {
+      const Lock lock(mutex_);
+      tracked = file.readers;
+      writers = file.writers > 0;
+    }
+    const auto waited = std::chrono::steady_clock::now() - start;
+    auto answer = LeaseKeeper::Answer::kUnsupported;
+    if (file.backing_id > 0 && !writers) answer = take_lease(file, &LeaseKeeper::watch_if_alone);
+    if (answer == LeaseKeeper::Answer::kGranted && tracked == 0) return false;
+    if (answer == LeaseKeeper::Answer::kRefused) return true;
+    if (answer == LeaseKeeper::Answer::kUnsupported && (tracked == 0 || waited >= kReleaseInFlight)) return tracked > 0;
+    if (waited >= kAgreement) return true;
+    std::this_thread::sleep_for(kPoll);
+  }
+}
+
+Status OpenFiles::open_for_reading(Opening& opening) {
+  File& file = *opening.file;
+  Status status;
+  if (!opening.orders.empty()) {
+    const Writers writers = find_writers(file);
+    const bool watches = std::any_of(opening.orders.begin(), opening.orders.end(), [](const MeasureOrder& order) {
+      return order.hook == Hook::kFileCheck || order.hook == Hook::kMmapCheck || order.hook == Hook::kMmapCheckReqprot;
+    });
+    bool emit = false;
+    cache_.with(file.node, [&](FileRecord& record) {
+      if (watches) record.measured_reader_opened();
+      if (writers == Writers::kNone) record.last_writer_closed();
+      emit = watches && writers != Writers::kNone && record.take_open_writers();
+    });
+    if (emit) {
+      if (opening.path.empty()) opening.path = table_.path_of(file.node, opening.request.who.pid);
+      status = store_violation(file, Violation::kOpenWriters, opening.request.who, opening.path);
+    }
+    if (status) status = measure(opening, writers);
+  }
+  if (status && (opening.request.flags & O_TRUNC) != 0) status = truncate(opening);
+  if (status && file.backing_id == 0 && file.anchor) {
+    // The kernel may keep the pages it has if the file is as it was when they were read.
+    const auto attr = stat_of(file.anchor.get());
+    const FileVersion version = attr ? version_of(*attr) : FileVersion{};
+    file.keep_cache = attr && version == file.cached_version && now_ns() - version.ctime_ns > kClockGrainNs;
+    file.cached_version = version;
+  }
+  return status;
+}
+
+Status OpenFiles::open_for_writing(Opening& opening) {
+  File& file = *opening.file;
+  Status status;
+  bool armed = false;
+  cache_.with_existing(file.node, [&](FileRecord& record) { armed = record.may_emit_tomtou(); });
+  if (armed && has_readers(file)) {
+    bool emit = false;
+    cache_.with(file.node, [&](FileRecord& record) { emit = record.take_tomtou(); });
+    if (emit) {
+      if (opening.path.empty()) opening.path = table_.path_of(file.node, opening.request.who.pid);
+      status = store_violation(file, Violation::kToMToU, opening.request.who, opening.path);
+    }
+  }
+  if (status && !opening.orders.empty()) status = measure(opening, find_writers(file));
+  if (!status) return status;
+  if (auto closed = end_writing_phase(file); !closed) return closed;
+  // Our own open would wait for our own lease.
+  drop_lease(file);
+  cache_.with_existing(file.node, [](FileRecord& record) { record.was_open_for_write(); });
+  if (file.backing_id == 0 && !file.writer) {
+    auto fd = table_.open(file.node, O_RDWR | O_CLOEXEC);
+    if (!fd && fd.error().code == EACCES) fd = table_.open(file.node, O_WRONLY | O_CLOEXEC);
+    if (!fd) return fail(fd.error());
+    file.writer = std::move(*fd);
+  }
+  file.keep_cache = false;
+  file.cached_version = {};
+  if ((opening.request.flags & O_TRUNC) != 0 && !opening.created) status = truncate(opening);
+  return status;
+}
+
+// A writer comes. If others were there before and are gone, what they left is judged now: later their
+// changes could not be told from this one's.
+Status OpenFiles::end_writing_phase(File& file) {
+  bool judge = false;
+  {
+    const Lock lock(mutex_);
+    judge = file.writers == 0;
+  }
+  if (judge) cache_.with_existing(file.node, [&](FileRecord& record) { judge = record.is_hashed(); });
+  if (!judge || !file.anchor) return {};
+  const auto attr = stat_of(file.anchor.get());
+  if (!attr) return fail(attr.error());
+  cache_.with(file.node, [&](FileRecord& record) {
+    if (record.standing(version_of(*attr), now_ns()) == FileRecord::Standing::kStale) record.clear();
+  });
+  return {};
+}
+
+// O_TRUNC, held back until the old content was judged.
+Status OpenFiles::truncate(Opening& opening) {
+  File& file = *opening.file;
+  drop_lease(file);
+  auto fd = table_.open(file.node, O_WRONLY | O_CLOEXEC);
+  if (!fd) return fail(fd.error());
+  if (::ftruncate(fd->get(), 0) != 0) return fail(errno_error("truncate"));
+  if (opening.request.kill_suidgid) {
+    // The backing file system spares root's files; the opener is not root.
+    const auto attr = stat_of(fd->get());
+    mode_t kill = S_ISUID;
+    if (attr && (attr->st_mode & S_IXGRP) != 0) kill |= S_ISGID;
+    if (attr && (attr->st_mode & kill) != 0) ::fchmod(fd->get(), attr->st_mode & 07777 & ~kill);
+    ::fremovexattr(fd->get(), "security.capability");
+  }
+  cache_.with(file.node, [](FileRecord& record) { record.clear(); });
+  return {};
+}
+
+Status OpenFiles::measure(Opening& opening, Writers writers) {
+  File& file = *opening.file;
+  bool needed = false;
+  bool watched = false;
+  {
+    const Lock lock(mutex_);
+    watched = file.leased;
+  }
+  const auto unmeasured = [&](const FileRecord& record) {
+    return std::any_of(opening.orders.begin(), opening.orders.end(),
+                       [&](const MeasureOrder& order) { return !record.is_measured_in(order.pcr); });
+  };
+  cache_.with(file.node, [&](FileRecord& record) { needed = unmeasured(record); });
+  if (needed || !watched || !file.verified) {
+    auto attr = stat_of(file.anchor.get());
+    if (!attr) return fail(attr.error());
+    cache_.with(file.node, [&](FileRecord& record) {
+      const auto standing = record.standing(version_of(*attr), now_ns());
+      // While a writer that came through the mount has it open, what was hashed stands (as in the
+      // kernel) until the last one closes. Of others we know nothing from one open to the next.
+      if (writers == Writers::kTracked) {
+        needed = !record.is_hashed() || unmeasured(record);
+      } else if (writers == Writers::kOthers || standing != FileRecord::Standing::kCurrent) {
+        needed = true;
+      }
+      if (needed && standing == FileRecord::Standing::kStale && writers != Writers::kTracked) record.clear();
+    });
+  }
+  if (!needed) {
+    ++cache_hits_;
+    file.verified = watched;
+    return {};
+  }
+  const auto [device, inode] = table_.identity_of(file.node);
+  if (opening.path.empty()) opening.path = table_.path_of(file.node, opening.request.who.pid);
+  const NamedFile named{file.anchor.get(), opening.path, device, inode};
+  const bool direct = (opening.request.flags & O_DIRECT) != 0;
+  std::optional<Collected> content;
+  const MeasureOrder* collected_for = nullptr;
+  for (const MeasureOrder& order : opening.orders) {
+    if (!content || order.wants_verity != collected_for->wants_verity ||
+        order.form->is_legacy() != collected_for->form->is_legacy()) {
+      auto collected = collect(opening, order, writers);
+      if (!collected && collected.error().code == ENODATA) continue;  // no fs-verity digest: no entry
+      if (!collected) return fail(collected.error());
+      content = *collected;
+      collected_for = &order;
+    }
+    bool done = false;
+    cache_.with(file.node, [&](FileRecord& record) { done = !direct && record.is_measured_in(order.pcr); });
+    if (done) continue;
+    if (auto stored = gate_.store_measurement(order, *content, named, opening.request.who); !stored) return stored;
+    ++measured_;
+    if (!direct) cache_.with(file.node, [&](FileRecord& record) { record.did_measure(order.pcr); });
+  }
+  const Lock lock(mutex_);
+  file.verified = file.leased && !file.broken;
+  return {};
+}
+
+// The digest of what a reader will see, or zeros where the kernel logs zeros.
+Result<Collected> OpenFiles::collect(Opening& opening, const MeasureOrder& order, Writers& writers) {
+  File& file = *opening.file;
+  const auto report = [&](const char* cause, int code) {
+    AuditRecord record;
+    record.type = AuditRecord::Type::kData;
+    record.pid = opening.request.who.pid;
+    record.uid = opening.request.who.uid;
+    record.comm = comm_of(opening.request.who.pid);
+    record.op = "collect_data";
+    record.cause = cause;
+    record.name = opening.path.substr(opening.path.rfind('/') + 1);
+    record.inode = table_.identity_of(file.node).second;
+    record.succeeded = false;
+    record.errno_value = -code;
+    gate_.report(record);
+  };
+  Collected zeros;
+  zeros.digest = Digest::zero(gate_.options().file_hash);
+  if ((opening.request.flags & O_DIRECT) != 0 && !order.wants_verity) {
+    report("failed(directio)", EINVAL);
+    return zeros;
+  }
+  for (int round = 1;; ++round) {
+    const auto before = stat_of(file.anchor.get());
+    if (!before) return fail(before.error());
+    auto collected = gate_.collect_measurement(file.anchor.get(), order);
+    if (!collected) {
+      const int code = collected.error().code;
+      report(code == ENODATA ? "no-verity-digest" : "failed", code);
+      if (code != EINVAL && code != EBADF) return collected;
+      cache_.with(file.node, [&](FileRecord& record) { record.did_hash(zeros.digest, version_of(*before)); });
+      return zeros;
+    }
+    hashed_bytes_ += static_cast<std::uint64_t>(before->st_size);
+    const auto after = stat_of(file.anchor.get());
+    bool disturbed = !after || version_of(*after) != version_of(*before);
+    bool watched = false;
+    {
+      const Lock lock(mutex_);
+      disturbed |= file.broken;
+      watched = file.leased;
+    }
+    if (disturbed && !watched && round < kStableReads && writers == Writers::kNone) continue;
+    cache_.with(file.node, [&](FileRecord& record) {
+      record.did_hash(collected->digest, version_of(*before));
+      if (!watched) record.stop_watching(now_ns());
+      if (disturbed || writers == Writers::kOthers) record.nothing_is_certain();
+    });
+    if (disturbed && !watched && writers == Writers::kNone) {
+      // Somebody began to write while we read: say so, whatever the digest is of.
+      bool emit = false;
+      cache_.with(file.node, [&](FileRecord& record) { emit = record.take_open_writers(); });
+      if (emit) {
+        auto stored = store_violation(file, Violation::kOpenWriters, opening.request.who, opening.path);
+        if (!stored) return fail(stored.error());
+      }
+      writers = Writers::kOthers;
+    }
+    return collected;
+  }
+}
+
+}  // namespace imafs
