@@ -1,0 +1,383 @@
+// The tree of .ima/. What its files do is in control_file.cpp and policy_desk.cpp.
+#include "imafs/control_dir.h"
+
+#include <fcntl.h>
+
+#include <algorithm>
+#include <ctime>
+#include <deque>
+#include <map>
+#include <utility>
+
+#include "imafs/control_file.h"
+#include "imafs/guarded.h"
+#include "imafs/log_entry.h"
+#include "imafs/policy_desk.h"
+#include "imafs/policy_parser.h"
+
+namespace imafs {
+namespace {
+
+// Labels and names of critical data that were ever looked up or created. They stay, so there is an end.
+constexpr std::size_t kMaxNodes = 65536;
+constexpr std::size_t kMaxNameBytes = 255;
+
+constexpr mode_t kDirectory = S_IFDIR | 0500;
+constexpr mode_t kWritableDirectory = S_IFDIR | 0700;
+constexpr mode_t kReadable = S_IFREG | 0400;
+constexpr mode_t kWritable = S_IFREG | 0600;
+
+enum class Kind {
+  kRoot, kView, kCount, kViolations, kPolicy, kPolicyReplace, kStatus, kMetrics,
+  kCriticalRoot,  // critical_data/ and critical_data_hash/
+  kLabel, kData,
+};
+
+struct Node {
+  Kind kind = Kind::kRoot;
+  mode_t mode = kDirectory;
+  std::string name;
+  std::size_t parent = 0;
+  LogView view;         // kView
+  bool hashed = false;  // below critical_data_hash/
+
+  bool is_directory() const { return S_ISDIR(mode); }
+};
+
+// Nodes are only ever added. A node's id is kControlRoot + its index.
+struct Tree {
+  std::deque<Node> nodes;
+  std::map<std::pair<std::size_t, std::string>, std::size_t, std::less<>> children;
+
+  std::size_t add(Node node) {
+    const std::size_t index = nodes.size();
+    if (index > 0) children.emplace(std::pair(node.parent, node.name), index);
+    nodes.push_back(std::move(node));
+    return index;
+  }
+  std::optional<std::size_t> child(std::size_t parent, std::string_view name) const {
+    const auto found = children.find(std::pair(parent, std::string(name)));
+    if (found == children.end()) return std::nullopt;
+    return found->second;
+  }
+};
+
+std::uint64_t id_of(std::size_t index) { return kControlRoot + index; }
+
+// A label or an event's name: what can stand in an entry as it is.
+Status check_name(std::string_view name) {
+  if (name.size() > kMaxNameBytes) return fail(ENAMETOOLONG, "a label or name of critical data is too long");
+  const bool is_one_component = !name.empty() && name != "." && name != ".." && name.find('/') == std::string_view::npos;
+  if (!is_one_component || loggable_name(name) != name) {
+    return fail(EINVAL, "a label or name of critical data must be printable UTF-8");
+  }
+  return {};
+}
+
+timespec now() {
+  timespec time{};
+  (void)::clock_gettime(CLOCK_REALTIME, &time);
+  return time;
+}
+
+// Who waits for the log to grow. Outlives the directory: the log's callback cannot be taken back.
+class Growth {
+ public:
+  Growth() : last_(now()) {}
+
+  void wait(std::uint64_t handle, std::function<void()> wake) {
+    waiting_.with([&](auto& waiting) { waiting[handle] = std::move(wake); });
+  }
+  void forget(std::uint64_t handle) {
+    waiting_.with([&](auto& waiting) { waiting.erase(handle); });
+  }
+  void grown() {
+    last_.with([](timespec& last) { last = now(); });
+    const auto woken = waiting_.with([](auto& waiting) { return std::exchange(waiting, {}); });
+    for (const auto& [handle, wake] : woken) wake();
+  }
+  timespec last() const {
+    return last_.with([](const timespec& last) { return last; });
+  }
+
+ private:
+  Guarded<std::map<std::uint64_t, std::function<void()>>> waiting_;  // by handle; each is called once
+  Guarded<timespec> last_;                                           // the time of the last entry
+};
+
+class ControlTree final : public ControlDir {
+ public:
+  explicit ControlTree(Sources sources)
+      : sources_(std::move(sources)),
+        made_(now()),
+        desk_({sources_.gate, sources_.read_policy_file, sources_.custom_template}),
+        growth_(std::make_shared<Growth>()) {
+    tree_.with([this](Tree& tree) { plant(tree); });
+    sources_.log.on_growth([growth = growth_] { growth->grown(); });
+  }
+
+  Result<std::uint64_t> look_up(std::uint64_t directory, std::string_view name) override;
+  Result<struct stat> get_attr(std::uint64_t node) override;
+  Result<std::uint64_t> make_directory(std::uint64_t parent, std::string_view name) override {
+    return make(parent, name, Kind::kLabel);
+  }
+  Result<std::uint64_t> make_file(std::uint64_t parent, std::string_view name) override {
+    return make(parent, name, Kind::kData);
+  }
+  Result<std::vector<DirEntry>> list(std::uint64_t directory) override;
+
+  Result<std::uint64_t> open(std::uint64_t node, int flags, const Requester& requester) override;
+  Result<std::size_t> read(std::uint64_t handle, std::uint64_t offset, std::span<char> out) override;
+  Result<std::size_t> write(std::uint64_t handle, std::uint64_t offset, std::string_view text) override;
+  Status flush(std::uint64_t handle, const Requester& requester) override;
+  void release(std::uint64_t handle, const Requester& requester) override;
+  bool poll(std::uint64_t handle, std::uint64_t offset, std::function<void()> wake) override;
+
+  std::string last_policy_error() const override { return desk_.last_error(); }
+  PolicyUpdates policy_updates() const override {
+    const auto counts = desk_.counts();
+    return {counts.completed, counts.failed};
+  }
+
+ private:
+  void plant(Tree& tree) const;
+  Result<Node> node_of(std::uint64_t id) const;
+  Result<std::uint64_t> make(std::uint64_t parent, std::string_view name, Kind kind);
+  Result<std::unique_ptr<ControlFile>> open_node(const Node& node, int flags, const Requester& requester);
+  Result<std::unique_ptr<ControlFile>> open_to_write(const Node& node, int flags, const Requester& requester);
+  Result<std::shared_ptr<ControlFile>> file_of(std::uint64_t handle) const;
+
+  struct OpenFiles {
+    std::uint64_t last_handle = 0;
+    std::map<std::uint64_t, std::shared_ptr<ControlFile>> files;
+  };
+
+  const Sources sources_;
+  const timespec made_;
+  PolicyDesk desk_;
+  const std::shared_ptr<Growth> growth_;
+  Guarded<Tree> tree_;       // every id that was given out has its node
+  Guarded<OpenFiles> open_;  // handles are never used twice
+};
+
+void ControlTree::plant(Tree& tree) const {
+  tree.add(Node{});
+  const auto file = [&](Kind kind, std::string name, mode_t mode) {
+    Node node;
+    node.kind = kind;
+    node.name = std::move(name);
+    node.mode = mode;
+    tree.add(std::move(node));
+  };
+  const auto view = [&](LogView::Form form, std::size_t bank, std::string name) {
+    Node node;
+    node.kind = Kind::kView;
+    node.name = std::move(name);
+    node.mode = kReadable;
+    node.view = {form, bank};
+    tree.add(std::move(node));
+  };
+  const auto critical = [&](std::string name, bool hashed) {
+    Node node;
+    node.kind = Kind::kCriticalRoot;
+    node.name = std::move(name);
+    node.mode = kWritableDirectory;
+    node.hashed = hashed;
+    tree.add(std::move(node));
+  };
+
+  const auto& banks = sources_.log.view_banks();
+  const auto is_sha1 = [](const Bank& bank) { return bank.hash == HashAlgorithm::kSha1; };
+  const auto sha1 = static_cast<std::size_t>(std::ranges::find_if(banks, is_sha1) - banks.begin());
+  view(LogView::Form::kAscii, sha1, "measurements");
+  view(LogView::Form::kAscii, sha1, "ascii_runtime_measurements");
+  view(LogView::Form::kBinary, sha1, "binary_runtime_measurements");
+  for (std::size_t bank = 0; bank < banks.size(); ++bank) {
+    view(LogView::Form::kAscii, bank, "ascii_runtime_measurements_" + name_of(banks[bank]));
+    view(LogView::Form::kBinary, bank, "binary_runtime_measurements_" + name_of(banks[bank]));
+  }
+  file(Kind::kCount, "runtime_measurements_count", kReadable);
+  file(Kind::kViolations, "violations", kReadable);
+  file(Kind::kPolicy, "policy", kWritable);
+  file(Kind::kPolicyReplace, "policy_replace", kWritable);
+  critical("critical_data", false);
+  critical("critical_data_hash", true);
+  file(Kind::kStatus, "status", kReadable);
+  file(Kind::kMetrics, "metrics", kReadable);
+}
+
+Result<Node> ControlTree::node_of(std::uint64_t id) const {
+  return tree_.with([&](const Tree& tree) -> Result<Node> {
+    const std::uint64_t index = id - kControlRoot;
+    if (index >= tree.nodes.size()) return fail(ENOENT, "no such control file");
+    return tree.nodes[index];
+  });
+}
+
+Result<std::uint64_t> ControlTree::look_up(std::uint64_t directory, std::string_view name) {
+  const auto parent = node_of(directory);
+  if (!parent) return fail(parent.error());
+  if (!parent->is_directory()) return fail(ENOTDIR, "'" + parent->name + "' is not a directory");
+  const auto known = tree_.with([&](const Tree& tree) { return tree.child(directory - kControlRoot, name); });
+  if (known) return id_of(*known);
+  // `echo DATA > critical_data/LABEL/NAME` creates NAME, but looks LABEL up: every label is there.
+  if (parent->kind == Kind::kCriticalRoot) return make_directory(directory, name);
+  return fail(ENOENT, "no control file '" + std::string(name) + "'");
+}
+
+Result<std::uint64_t> ControlTree::make(std::uint64_t parent_id, std::string_view name, Kind kind) {
+  const auto parent = node_of(parent_id);
+  if (!parent) return fail(parent.error());
+  const Kind home = kind == Kind::kLabel ? Kind::kCriticalRoot : Kind::kLabel;
+  if (parent->kind != home) {
+    return fail(EPERM, "only critical_data/LABEL/NAME can be made in the control directory, not '" +
+                           std::string(name) + "'");
+  }
+  if (const auto good = check_name(name); !good) return fail(good.error());
+  return tree_.with([&](Tree& tree) -> Result<std::uint64_t> {
+    const std::size_t parent_index = parent_id - kControlRoot;
+    if (const auto known = tree.child(parent_index, name)) return id_of(*known);
+    if (tree.nodes.size() >= kMaxNodes) return fail(ENOSPC, "too many labels and names of critical data");
+    Node node;
+    node.kind = kind;
+    node.mode = kind == Kind::kLabel ? kWritableDirectory : kWritable;
+    node.name = name;
+    node.parent = parent_index;
+    node.hashed = parent->hashed;
+    return id_of(tree.add(std::move(node)));
+  });
+}
+
+Result<struct stat> ControlTree::get_attr(std::uint64_t id) {
+  const auto node = node_of(id);
+  if (!node) return fail(node.error());
+  struct stat attr {};
+  attr.st_ino = id;
+  attr.st_mode = node->mode;
+  attr.st_nlink = node->is_directory() ? 2 : 1;
+  attr.st_uid = sources_.owner_uid;
+  attr.st_gid = sources_.owner_gid;
+  attr.st_blksize = 4096;
+  attr.st_atim = attr.st_ctim = made_;
+  attr.st_mtim = node->kind == Kind::kView || node->kind == Kind::kCount ? growth_->last() : made_;
+  return attr;
+}
+
+Result<std::vector<ControlDir::DirEntry>> ControlTree::list(std::uint64_t directory) {
+  const auto node = node_of(directory);
+  if (!node) return fail(node.error());
+  if (!node->is_directory()) return fail(ENOTDIR, "'" + node->name + "' is not a directory");
+  return tree_.with([&](const Tree& tree) {
+    std::vector<DirEntry> entries;
+    for (std::size_t index = 1; index < tree.nodes.size(); ++index) {
+      const Node& child = tree.nodes[index];
+      if (child.parent == directory - kControlRoot) entries.push_back({child.name, id_of(index), child.mode});
+    }
+    return entries;
+  });
+}
+
+Result<std::unique_ptr<ControlFile>> ControlTree::open_to_write(const Node& node, int flags,
+                                                                const Requester& requester) {
+  const bool appending = (flags & O_APPEND) != 0;
+  switch (node.kind) {
+    case Kind::kPolicy: return desk_.open_writer(PolicyLoad::kUpdate, appending, requester);
+    case Kind::kPolicyReplace: return desk_.open_writer(PolicyLoad::kReplace, appending, requester);
+    case Kind::kData: {
+      const auto label = node_of(id_of(node.parent));
+      if (!label) return fail(label.error());
+      return open_critical_data(sources_.gate, {label->name, node.name, node.hashed, appending}, requester);
+    }
+    default: return fail(EACCES, "'" + node.name + "' is read-only");
+  }
+}
+
+Result<std::unique_ptr<ControlFile>> ControlTree::open_node(const Node& node, int flags,
+                                                            const Requester& requester) {
+  if (node.is_directory()) return fail(EISDIR, "'" + node.name + "' is a directory");
+  if (requester.uid != 0 && requester.uid != sources_.owner_uid) {
+    return fail(EACCES, "only the owner of the mount may open '" + node.name + "'");
+  }
+  const int access = flags & O_ACCMODE;
+  if (access == O_WRONLY) return open_to_write(node, flags, requester);
+  if (access != O_RDONLY) return fail(EACCES, "'" + node.name + "' cannot be open for reading and writing");
+  switch (node.kind) {
+    case Kind::kView: return open_log_view(sources_.log, node.view);
+    case Kind::kCount:
+      return open_text([&log = sources_.log] { return std::to_string(log.count()) + "\n"; });
+    case Kind::kViolations:
+      return open_text([&log = sources_.log] { return std::to_string(log.violations()) + "\n"; });
+    case Kind::kPolicy:
+    case Kind::kPolicyReplace: return open_snapshot(to_text(*sources_.gate.policy()));
+    case Kind::kStatus: return open_text(sources_.status);
+    case Kind::kMetrics: return open_text(sources_.metrics);
+    default: return fail(EACCES, "'" + node.name + "' can only be written");
+  }
+}
+
+Result<std::uint64_t> ControlTree::open(std::uint64_t id, int flags, const Requester& requester) {
+  const auto node = node_of(id);
+  if (!node) return fail(node.error());
+  auto file = open_node(*node, flags, requester);
+  if (!file) return fail(file.error());
+  return open_.with([&](OpenFiles& open) {
+    const std::uint64_t handle = ++open.last_handle;
+    open.files.emplace(handle, std::move(*file));
+    return handle;
+  });
+}
+
+Result<std::shared_ptr<ControlFile>> ControlTree::file_of(std::uint64_t handle) const {
+  return open_.with([&](const OpenFiles& open) -> Result<std::shared_ptr<ControlFile>> {
+    const auto found = open.files.find(handle);
+    if (found == open.files.end()) return fail(EBADF, "no such open control file");
+    return found->second;
+  });
+}
+
+Result<std::size_t> ControlTree::read(std::uint64_t handle, std::uint64_t offset, std::span<char> out) {
+  const auto file = file_of(handle);
+  if (!file) return fail(file.error());
+  return (*file)->read(offset, out);
+}
+
+Result<std::size_t> ControlTree::write(std::uint64_t handle, std::uint64_t offset, std::string_view text) {
+  const auto file = file_of(handle);
+  if (!file) return fail(file.error());
+  return (*file)->write(offset, text);
+}
+
+Status ControlTree::flush(std::uint64_t handle, const Requester& requester) {
+  const auto file = file_of(handle);
+  if (!file) return fail(file.error());
+  return (*file)->flush(requester);
+}
+
+void ControlTree::release(std::uint64_t handle, const Requester& requester) {
+  growth_->forget(handle);
+  const auto file = open_.with([&](OpenFiles& open) {
+    auto node = open.files.extract(handle);
+    return node ? std::move(node.mapped()) : nullptr;
+  });
+  if (file) file->release(requester);
+}
+
+bool ControlTree::poll(std::uint64_t handle, std::uint64_t offset, std::function<void()> wake) {
+  const auto file = file_of(handle);
+  if (!file) return true;  // a read will say what is wrong
+  const auto has_more = [&] {
+    const auto size = (*file)->growing_size();
+    return !size || *size > (offset == 0 ? (*file)->read_end() : offset);
+  };
+  if (has_more()) return true;
+  if (wake) growth_->wait(handle, std::move(wake));
+  return has_more();  // an entry may have come in between; an unneeded wake-up does no harm
+}
+
+}  // namespace
+
+std::unique_ptr<ControlDir> ControlDir::create(Sources sources) {
+  return std::make_unique<ControlTree>(std::move(sources));
+}
+
+}  // namespace imafs

@@ -60,13 +60,22 @@ class ControlDir {
   virtual Result<std::size_t> read(std::uint64_t handle, std::uint64_t offset, std::span<char> out) = 0;
   // Bytes consumed. EINVAL: a bad rule.
   virtual Result<std::size_t> write(std::uint64_t handle, std::uint64_t offset, std::string_view text) = 0;
-  // close(2) of a writer: FUSE's FLUSH may come several times (dup); RELEASE once. Loading happens on
-  // the release, but a tool must see the new policy when its close() returns: so flush() does it when
-  // the descriptor is the only one, see the .cpp.
+  // close(2) of a writer: FUSE's FLUSH may come several times (dup); RELEASE once. What was written is
+  // loaded, or measured, by the flush that follows it, see policy_desk.cpp; so FLUSH must not be switched off
+  // for writers of control files, and its error is close(2)'s.
   virtual Status flush(std::uint64_t handle, const Requester& requester) = 0;
   virtual void release(std::uint64_t handle, const Requester& requester) = 0;
   // Whether bytes beyond `offset` exist now; `wake` is called once when they may (for poll).
+  // Offset 0: from where the handle's last read ended.
   virtual bool poll(std::uint64_t handle, std::uint64_t offset, std::function<void()> wake) = 0;
+
+  // For status and metrics. Why the last policy update failed; empty after a good one.
+  virtual std::string last_policy_error() const = 0;
+  struct PolicyUpdates {
+    std::uint64_t completed = 0;
+    std::uint64_t failed = 0;
+  };
+  virtual PolicyUpdates policy_updates() const = 0;
 };
 
 }  // namespace imafs
