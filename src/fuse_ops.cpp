@@ -1,0 +1,497 @@
+#include "fuse_ops.h"
+
+#include <fcntl.h>
+#include <linux/fs.h>
+#include <sys/ioctl.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+#include <array>
+#include <cstdint>
+#include <cstring>
+#include <utility>
+#include <vector>
+
+#include "directory_stream.h"
+#include "fuse_control.h"
+#include "fuse_reply.h"
+
+namespace imafs {
+namespace {
+
+// ---- names and attributes ----
+
+void do_init(void* data, struct fuse_conn_info* connection) { static_cast<FuseContext*>(data)->on_init(connection); }
+
+void do_lookup(fuse_req_t request, fuse_ino_t parent, const char* name) {
+  FuseContext& context = context_of(request);
+  if (is_control(parent, name)) return control_lookup(request, parent, name);
+  const auto found = context.ops.look_up(parent, name, caller_of(request));
+  if (!found && found.error().code == ENOENT) {
+    // A name that is not there may be believed as long as one that is.
+    struct fuse_entry_param entry {};
+    entry.entry_timeout = context.options.timeout_seconds;
+    fuse_reply_entry(request, &entry);
+    return;
+  }
+  reply_entry(request, found);
+}
+
+void do_forget(fuse_req_t request, fuse_ino_t node, uint64_t count) {
+  FuseContext& context = context_of(request);
+  if (!ControlDir::owns(node) && context.table.forget(node, count)) context.files.forget(node);
+  fuse_reply_none(request);
+}
+
+void do_forget_multi(fuse_req_t request, size_t count, struct fuse_forget_data* forgets) {
+  FuseContext& context = context_of(request);
+  for (const auto& one : std::span(forgets, count)) {
+    if (!ControlDir::owns(one.ino) && context.table.forget(one.ino, one.nlookup)) context.files.forget(one.ino);
+  }
+  fuse_reply_none(request);
+}
+
+void do_getattr(fuse_req_t request, fuse_ino_t node, struct fuse_file_info*) {
+  if (ControlDir::owns(node)) return control_getattr(request, node);
+  reply_attr(request, context_of(request).ops.get_attr(node));
+}
+
+void do_statx(fuse_req_t request, fuse_ino_t node, int flags, int mask, struct fuse_file_info*) {
+  if (ControlDir::owns(node)) return control_statx(request, node);
+  FuseContext& context = context_of(request);
+  struct statx attr {};
+  if (auto status = context.ops.get_statx(node, flags, static_cast<unsigned>(mask), attr); !status) {
+    return reply(request, status);
+  }
+  fuse_reply_statx(request, 0, &attr, context.options.timeout_seconds);
+}
+
+void do_setattr(fuse_req_t request, fuse_ino_t node, struct stat* attr, int what, struct fuse_file_info* file) {
+  if (ControlDir::owns(node)) return control_setattr(request, node, what);
+  TreeOps::AttrChange change;
+  const struct timespec now {0, UTIME_NOW};
+  if ((what & FUSE_SET_ATTR_MODE) != 0) change.mode = attr->st_mode;
+  if ((what & FUSE_SET_ATTR_UID) != 0) change.uid = attr->st_uid;
+  if ((what & FUSE_SET_ATTR_GID) != 0) change.gid = attr->st_gid;
+  if ((what & FUSE_SET_ATTR_SIZE) != 0) change.size = attr->st_size;
+  if ((what & FUSE_SET_ATTR_ATIME) != 0) change.atime = attr->st_atim;
+  if ((what & FUSE_SET_ATTR_MTIME) != 0) change.mtime = attr->st_mtim;
+  if ((what & FUSE_SET_ATTR_ATIME_NOW) != 0) change.atime = now;
+  if ((what & FUSE_SET_ATTR_MTIME_NOW) != 0) change.mtime = now;
+  change.kill_suidgid = (what & (FUSE_SET_ATTR_KILL_SUID | FUSE_SET_ATTR_KILL_SGID)) != 0;
+  if (file) change.handle = file->fh;
+  reply_attr(request, context_of(request).ops.set_attr(node, change, caller_of(request)));
+}
+
+void do_readlink(fuse_req_t request, fuse_ino_t node) {
+  const auto target = context_of(request).ops.read_link(node);
+  if (!target) return reply_error(request, target.error());
+  fuse_reply_readlink(request, target->c_str());
+}
+
+void do_mknod(fuse_req_t request, fuse_ino_t parent, const char* name, mode_t mode, dev_t device) {
+  if (is_control(parent, name)) return control_make(request, parent, name, mode);
+  reply_entry(request, context_of(request).ops.make_node(parent, name, mode, device, caller_of(request)));
+}
+
+void do_mkdir(fuse_req_t request, fuse_ino_t parent, const char* name, mode_t mode) {
+  if (is_control(parent, name)) return control_make(request, parent, name, S_IFDIR | mode);
+  reply_entry(request, context_of(request).ops.make_directory(parent, name, mode, caller_of(request)));
+}
+
+void do_symlink(fuse_req_t request, const char* target, fuse_ino_t parent, const char* name) {
+  if (is_control(parent, name)) return refuse(request, EPERM);
+  reply_entry(request, context_of(request).ops.make_symlink(parent, name, target, caller_of(request)));
+}
+
+void do_link(fuse_req_t request, fuse_ino_t node, fuse_ino_t parent, const char* name) {
+  if (ControlDir::owns(node) || is_control(parent, name)) return refuse(request, EPERM);
+  FuseContext& context = context_of(request);
+  // The kernel still believes the old name; from now on each name must be looked up, so that an open
+  // is logged under the one it used.
+  const auto old_name = context.table.name_of(node);
+  const auto found = context.ops.make_link(node, parent, name, caller_of(request));
+  reply_entry(request, found);
+  if (found && old_name) context.expire_name(old_name->first, old_name->second);
+}
+
+void do_unlink(fuse_req_t request, fuse_ino_t parent, const char* name) {
+  if (is_control(parent, name)) return refuse(request, EPERM);
+  reply(request, context_of(request).ops.unlink(parent, name));
+}
+
+void do_rmdir(fuse_req_t request, fuse_ino_t parent, const char* name) {
+  if (is_control(parent, name)) return refuse(request, EPERM);
+  reply(request, context_of(request).ops.remove_directory(parent, name));
+}
+
+void do_rename(fuse_req_t request, fuse_ino_t parent, const char* name, fuse_ino_t new_parent, const char* new_name,
+               unsigned int flags) {
+  if (is_control(parent, name) || is_control(new_parent, new_name)) return refuse(request, EPERM);
+  reply(request, context_of(request).ops.rename(parent, name, new_parent, new_name, flags));
+}
+
+void do_statfs(fuse_req_t request, fuse_ino_t node) {
+  const auto answer = context_of(request).ops.statistics(ControlDir::owns(node) ? kRootNode : node);
+  if (!answer) return reply_error(request, answer.error());
+  fuse_reply_statfs(request, &*answer);
+}
+
+// ---- extended attributes ----
+
+void do_getxattr(fuse_req_t request, fuse_ino_t node, const char* name, size_t size) {
+  if (ControlDir::owns(node)) return refuse(request, ENODATA);
+  reply_sized(request, size, [&](std::span<char> out) { return context_of(request).ops.get_xattr(node, name, out); });
+}
+
+void do_listxattr(fuse_req_t request, fuse_ino_t node, size_t size) {
+  if (ControlDir::owns(node)) {
+    reply_sized(request, size, [](std::span<char>) { return Result<std::size_t>(0); });
+    return;
+  }
+  reply_sized(request, size, [&](std::span<char> out) { return context_of(request).ops.list_xattrs(node, out); });
+}
+
+void do_setxattr(fuse_req_t request, fuse_ino_t node, const char* name, const char* value, size_t size, int flags) {
+  if (ControlDir::owns(node)) return refuse(request, EOPNOTSUPP);
+  reply(request, context_of(request).ops.set_xattr(node, name, {value, size}, flags, caller_of(request)));
+}
+
+void do_removexattr(fuse_req_t request, fuse_ino_t node, const char* name) {
+  if (ControlDir::owns(node)) return refuse(request, EOPNOTSUPP);
+  reply(request, context_of(request).ops.remove_xattr(node, name));
+}
+
+// ---- opening ----
+
+struct PendingOpen {
+  fuse_req_t request;
+  struct fuse_file_info file;
+  struct fuse_entry_param entry;
+  bool creates;
+};
+
+// The only answer to an open: called on whichever thread ended the measuring.
+void reply_open(FuseContext& context, PendingOpen& open, const Result<OpenFiles::Opened>& opened) {
+  if (!opened) {
+    // The kernel holds no reference on what it is not told about.
+    if (open.creates && context.table.forget(open.entry.ino, 1)) context.files.forget(open.entry.ino);
+    return reply_error(open.request, opened.error());
+  }
+  open.file.fh = opened->handle;
+  open.file.backing_id = opened->backing_id;
+  open.file.keep_cache = opened->backing_id == 0 && opened->keep_cache;
+  // In passthrough mode nothing is left to flush, and a close need not wait for us.
+  open.file.noflush = opened->backing_id != 0 || (open.file.flags & O_ACCMODE) == O_RDONLY;
+  const int sent = open.creates ? fuse_reply_create(open.request, &open.entry, &open.file)
+                                : fuse_reply_open(open.request, &open.file);
+  if (sent == 0) return;
+  // The opener is gone: nobody will release the handle.
+  context.files.release(opened->handle);
+  if (open.creates && context.table.forget(open.entry.ino, 1)) context.files.forget(open.entry.ino);
+}
+
+void start_open(fuse_req_t request, NodeId node, const struct fuse_file_info& file, UniqueFd created,
+                const struct fuse_entry_param* entry) {
+  FuseContext& context = context_of(request);
+  OpenFiles::Request wanted;
+  wanted.node = node;
+  wanted.flags = file.flags;
+  wanted.who = requester_of(request);
+  wanted.kill_suidgid = file.kill_suidgid != 0;
+  wanted.created = std::move(created);
+  PendingOpen pending{request, file, entry ? *entry : fuse_entry_param{}, entry != nullptr};
+  context.files.open(std::move(wanted), [&context, pending](const Result<OpenFiles::Opened>& opened) mutable {
+    reply_open(context, pending, opened);
+  });
+}
+
+void do_open(fuse_req_t request, fuse_ino_t node, struct fuse_file_info* file) {
+  if (ControlDir::owns(node)) return control_open(request, node, file);
+  start_open(request, node, *file, UniqueFd(), nullptr);
+}
+
+void do_create(fuse_req_t request, fuse_ino_t parent, const char* name, mode_t mode, struct fuse_file_info* file) {
+  if (is_control(parent, name)) return control_create(request, parent, name, file);
+  FuseContext& context = context_of(request);
+  const Caller caller = caller_of(request);
+  auto made = context.ops.create(parent, name, file->flags, mode, caller);
+  if (!made && made.error().code == EEXIST && (file->flags & O_EXCL) == 0) {
+    // Somebody else made it since the kernel looked.
+    const auto found = context.ops.look_up(parent, name, caller);
+    if (!found) return reply_error(request, found.error());
+    const auto entry = entry_of(context, *found);
+    return start_open(request, found->id, *file, UniqueFd(), &entry);
+  }
+  if (!made) return reply_error(request, made.error());
+  const auto entry = entry_of(context, made->found);
+  start_open(request, made->found.id, *file, std::move(made->fd), &entry);
+}
+
+void do_tmpfile(fuse_req_t request, fuse_ino_t parent, mode_t mode, struct fuse_file_info* file) {
+  if (ControlDir::owns(parent)) return refuse(request, EOPNOTSUPP);
+  FuseContext& context = context_of(request);
+  auto made = context.ops.create_unnamed(parent, file->flags, mode, caller_of(request));
+  if (!made) return reply_error(request, made.error());
+  const auto entry = entry_of(context, made->found);
+  start_open(request, made->found.id, *file, std::move(made->fd), &entry);
+}
+
+void do_release(fuse_req_t request, fuse_ino_t node, struct fuse_file_info* file) {
+  if (ControlDir::owns(node)) return control_release(request, file);
+  context_of(request).files.release(file->fh);
+  fuse_reply_err(request, 0);
+}
+
+void do_flush(fuse_req_t request, fuse_ino_t node, struct fuse_file_info* file) {
+  if (ControlDir::owns(node)) return control_flush(request, file);
+  // Data goes straight to the backing file; closing a copy asks its file system for pending errors.
+  const auto writable = context_of(request).files.writable(file->fh);
+  int result = 0;
+  if (writable && writable->fd >= 0) {
+    const int copy = ::fcntl(writable->fd, F_DUPFD_CLOEXEC, 0);
+    result = copy >= 0 && ::close(copy) != 0 ? errno : 0;
+  }
+  fuse_reply_err(request, result);
+}
+
+// ---- data (without passthrough) and what passthrough leaves to us ----
+
+void do_read(fuse_req_t request, fuse_ino_t node, size_t size, off_t offset, struct fuse_file_info* file) {
+  if (ControlDir::owns(node)) return control_read(request, size, offset, file);
+  struct fuse_bufvec data = FUSE_BUFVEC_INIT(size);
+  data.buf[0].flags = static_cast<fuse_buf_flags>(FUSE_BUF_IS_FD | FUSE_BUF_FD_SEEK);
+  data.buf[0].fd = OpenFiles::readable(file->fh);
+  data.buf[0].pos = offset;
+  fuse_reply_data(request, &data, FUSE_BUF_NO_SPLICE);
+}
+
+void do_write(fuse_req_t request, fuse_ino_t node, const char* bytes, size_t size, off_t offset,
+              struct fuse_file_info* file) {
+  if (ControlDir::owns(node)) return control_write(request, {bytes, size}, offset, file);
+  const auto writable = context_of(request).files.writable(file->fh);
+  if (!writable) return reply_error(request, writable.error());
+  const struct iovec part {const_cast<char*>(bytes), size};
+  const bool appends = OpenFiles::appends(file->fh);
+  const ssize_t written = ::pwritev2(writable->fd, &part, 1, offset, appends ? RWF_APPEND : 0);
+  if (written < 0) return refuse(request, errno);
+  if (file->kill_suidgid != 0) kill_privileges(writable->fd);
+  fuse_reply_write(request, static_cast<size_t>(written));
+}
+
+void do_fsync(fuse_req_t request, fuse_ino_t node, int only_data, struct fuse_file_info* file) {
+  if (ControlDir::owns(node)) return refuse(request, 0);
+  const int fd = OpenFiles::readable(file->fh);
+  refuse(request, (only_data != 0 ? ::fdatasync(fd) : ::fsync(fd)) == 0 ? 0 : errno);
+}
+
+void do_fallocate(fuse_req_t request, fuse_ino_t node, int mode, off_t offset, off_t size, struct fuse_file_info* file) {
+  if (ControlDir::owns(node)) return refuse(request, EOPNOTSUPP);
+  const auto writable = context_of(request).files.writable(file->fh);
+  if (!writable) return reply_error(request, writable.error());
+  refuse(request, ::fallocate(writable->fd, mode, offset, size) == 0 ? 0 : errno);
+}
+
+void do_lseek(fuse_req_t request, fuse_ino_t node, off_t offset, int whence, struct fuse_file_info* file) {
+  if (ControlDir::owns(node)) return refuse(request, EINVAL);
+  const off_t found = ::lseek(OpenFiles::readable(file->fh), offset, whence);
+  if (found < 0) return refuse(request, errno);
+  fuse_reply_lseek(request, found);
+}
+
+void do_copy_file_range(fuse_req_t request, fuse_ino_t from, off_t from_offset, struct fuse_file_info* from_file,
+                        fuse_ino_t to, off_t to_offset, struct fuse_file_info* to_file, size_t size, int flags) {
+  if (ControlDir::owns(from) || ControlDir::owns(to)) return refuse(request, EXDEV);
+  const auto writable = context_of(request).files.writable(to_file->fh);
+  if (!writable) return reply_error(request, writable.error());
+  const ssize_t copied = ::copy_file_range(OpenFiles::readable(from_file->fh), &from_offset, writable->fd, &to_offset,
+                                           size, static_cast<unsigned>(flags));
+  if (copied < 0) return refuse(request, errno);
+  fuse_reply_write(request, static_cast<size_t>(copied));
+}
+
+// The flags of chattr(1) and the project quota; the kernel has checked who may set them.
+void do_ioctl(fuse_req_t request, fuse_ino_t node, unsigned int command, void*, struct fuse_file_info*, unsigned flags,
+              const void* in, size_t in_size, size_t out_size) {
+  if (ControlDir::owns(node) || (flags & FUSE_IOCTL_COMPAT) != 0) return refuse(request, ENOTTY);
+  const bool sets = command == FS_IOC_SETFLAGS || command == FS_IOC_FSSETXATTR;
+  if (!sets && command != FS_IOC_GETFLAGS && command != FS_IOC_FSGETXATTR) return refuse(request, ENOTTY);
+  alignas(8) std::array<char, sizeof(struct fsxattr)> data{};
+  if (in_size > data.size() || out_size > data.size()) return refuse(request, EINVAL);
+  if (in_size > 0) std::memcpy(data.data(), in, in_size);
+  auto fd = context_of(request).table.open(node, O_RDONLY | O_NONBLOCK | O_CLOEXEC);
+  if (!fd) return reply_error(request, fd.error());
+  if (::ioctl(fd->get(), command, data.data()) != 0) return refuse(request, errno);
+  fuse_reply_ioctl(request, 0, out_size > 0 ? data.data() : nullptr, out_size);
+}
+
+void do_poll(fuse_req_t request, fuse_ino_t node, struct fuse_file_info* file, struct fuse_pollhandle* handle) {
+  if (ControlDir::owns(node)) return control_poll(request, file, handle);
+  if (handle) fuse_pollhandle_destroy(handle);
+  refuse(request, ENOSYS);  // regular files are always ready; the kernel asks no more
+}
+
+// ---- directories ----
+
+constexpr off_t kControlOffset = INT64_MAX;  // after ".ima", the last entry of the root
+
+DirectoryStream& stream_of(const struct fuse_file_info* file) {
+  return *reinterpret_cast<DirectoryStream*>(file->fh);
+}
+
+void do_opendir(fuse_req_t request, fuse_ino_t node, struct fuse_file_info* file) {
+  if (ControlDir::owns(node)) return control_opendir(request, node, file);
+  auto stream = DirectoryStream::open(context_of(request).table, node);
+  if (!stream) return reply_error(request, stream.error());
+  file->fh = reinterpret_cast<std::uint64_t>(stream->get());
+  // The kernel checks a cached listing against the directory's times.
+  file->cache_readdir = 1;
+  file->keep_cache = 1;
+  if (fuse_reply_open(request, file) == 0) (void)stream->release();
+}
+
+void do_releasedir(fuse_req_t request, fuse_ino_t node, struct fuse_file_info* file) {
+  if (ControlDir::owns(node)) return control_releasedir(request, file);
+  delete &stream_of(file);
+  fuse_reply_err(request, 0);
+}
+
+void do_fsyncdir(fuse_req_t request, fuse_ino_t node, int only_data, struct fuse_file_info* file) {
+  if (ControlDir::owns(node)) return refuse(request, 0);
+  const int fd = stream_of(file).fd();
+  refuse(request, (only_data != 0 ? ::fdatasync(fd) : ::fsync(fd)) == 0 ? 0 : errno);
+}
+
+class Listing {
+ public:
+  Listing(fuse_req_t request, size_t size) : request_(request), buffer_(size) {}
+
+  bool add(const char* name, const struct stat& attr, off_t next) {
+    const size_t need = fuse_add_direntry(request_, here(), left(), name, &attr, next);
+    return take(need);
+  }
+  bool add_with_attr(const char* name, const struct fuse_entry_param& entry, off_t next) {
+    return take(fuse_add_direntry_plus(request_, here(), left(), name, &entry, next));
+  }
+  void send() { fuse_reply_buf(request_, buffer_.data(), used_); }
+  bool is_empty() const { return used_ == 0; }
+
+ private:
+  char* here() { return buffer_.data() + used_; }
+  size_t left() const { return buffer_.size() - used_; }
+  bool take(size_t need) {
+    if (need > left()) return false;
+    used_ += need;
+    return true;
+  }
+
+  fuse_req_t request_;
+  std::vector<char> buffer_;
+  size_t used_ = 0;
+};
+
+bool is_dots(std::string_view name) { return name == "." || name == ".."; }
+
+void list(fuse_req_t request, size_t size, off_t offset, struct fuse_file_info* file, bool with_attr) {
+  FuseContext& context = context_of(request);
+  DirectoryStream& stream = stream_of(file);
+  const Caller caller = caller_of(request);
+  const bool is_root = stream.node() == kRootNode;
+  Listing listing(request, size);
+  bool full = false;
+  const auto take = [&](const struct dirent& entry) {
+    if (is_root && std::strcmp(entry.d_name, kControlName) == 0) return true;  // ours hides it
+    struct stat attr {};
+    attr.st_ino = entry.d_ino;
+    attr.st_mode = DTTOIF(entry.d_type);
+    if (!with_attr) return !(full = !listing.add(entry.d_name, attr, entry.d_off));
+    struct fuse_entry_param plain {};
+    plain.attr = attr;
+    if (is_dots(entry.d_name)) return !(full = !listing.add_with_attr(entry.d_name, plain, entry.d_off));
+    const auto found = context.ops.look_up(stream.node(), entry.d_name, caller);
+    if (!found && found.error().code == ENOENT) return true;  // went away meanwhile
+    if (!found) return !(full = !listing.add_with_attr(entry.d_name, plain, entry.d_off));
+    if (listing.add_with_attr(entry.d_name, entry_of(context, *found), entry.d_off)) return true;
+    if (context.table.forget(found->id, 1)) context.files.forget(found->id);
+    full = true;
+    return false;
+  };
+  if (offset != kControlOffset) {
+    if (auto status = stream.read(offset, take); !status && listing.is_empty()) return reply(request, status);
+    if (is_root && context.options.show_control && !full) {
+      struct fuse_entry_param control {};
+      control.attr.st_ino = kControlRoot;
+      control.attr.st_mode = S_IFDIR | 0500;
+      if (with_attr) {
+        listing.add_with_attr(kControlName, control, kControlOffset);
+      } else {
+        listing.add(kControlName, control.attr, kControlOffset);
+      }
+    }
+  }
+  listing.send();
+}
+
+void do_readdir(fuse_req_t request, fuse_ino_t node, size_t size, off_t offset, struct fuse_file_info* file) {
+  if (ControlDir::owns(node)) return control_readdir(request, size, offset, file, false);
+  list(request, size, offset, file, false);
+}
+
+void do_readdirplus(fuse_req_t request, fuse_ino_t node, size_t size, off_t offset, struct fuse_file_info* file) {
+  if (ControlDir::owns(node)) return control_readdir(request, size, offset, file, true);
+  list(request, size, offset, file, true);
+}
+
+struct fuse_lowlevel_ops make_operations() {
+  struct fuse_lowlevel_ops ops {};
+  ops.init = do_init;
+  ops.lookup = do_lookup;
+  ops.forget = do_forget;
+  ops.forget_multi = do_forget_multi;
+  ops.getattr = do_getattr;
+  ops.statx = do_statx;
+  ops.setattr = do_setattr;
+  ops.readlink = do_readlink;
+  ops.mknod = do_mknod;
+  ops.mkdir = do_mkdir;
+  ops.symlink = do_symlink;
+  ops.link = do_link;
+  ops.unlink = do_unlink;
+  ops.rmdir = do_rmdir;
+  ops.rename = do_rename;
+  ops.statfs = do_statfs;
+  ops.getxattr = do_getxattr;
+  ops.listxattr = do_listxattr;
+  ops.setxattr = do_setxattr;
+  ops.removexattr = do_removexattr;
+  ops.open = do_open;
+  ops.create = do_create;
+  ops.tmpfile = do_tmpfile;
+  ops.release = do_release;
+  ops.flush = do_flush;
+  ops.read = do_read;
+  ops.write = do_write;
+  ops.fsync = do_fsync;
+  ops.fallocate = do_fallocate;
+  ops.lseek = do_lseek;
+  ops.copy_file_range = do_copy_file_range;
+  ops.ioctl = do_ioctl;
+  ops.poll = do_poll;
+  ops.opendir = do_opendir;
+  ops.releasedir = do_releasedir;
+  ops.fsyncdir = do_fsyncdir;
+  ops.readdir = do_readdir;
+  ops.readdirplus = do_readdirplus;
+  // No getlk, setlk, flock: the kernel keeps the locks of the mount, where they cost nothing and cannot
+  // stay behind on our own descriptors.
+  return ops;
+}
+
+}  // namespace
+
+const struct fuse_lowlevel_ops& fuse_operations() {
+  static const struct fuse_lowlevel_ops ops = make_operations();
+  return ops;
+}
+
+}  // namespace imafs

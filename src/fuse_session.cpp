@@ -1,0 +1,193 @@
+#include "imafs/fuse_session.h"
+
+#include <fcntl.h>
+#include <sys/ioctl.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <thread>
+#include <utility>
+
+#include "fuse_ops.h"
+
+namespace imafs {
+namespace {
+
+// O_PATH descriptors kept for speed, beside the 1,500 of idle files: all stay below 2,000.
+constexpr std::size_t kCachedDescriptors = 400;
+constexpr unsigned kMaxThreads = 16;
+
+// <linux/fuse.h> of Debian 12 does not have these yet. Source: include/uapi/linux/fuse.h, since 6.9.
+struct BackingMap {
+  std::int32_t fd;
+  std::uint32_t flags;
+  std::uint64_t padding;
+};
+constexpr unsigned long kBackingOpen = _IOW(229, 1, BackingMap);
+constexpr unsigned long kBackingClose = _IOW(229, 2, std::uint32_t);
+
+// The arguments of a libfuse session, as its option parser wants them.
+class Arguments {
+ public:
+  Arguments() { ::fuse_opt_add_arg(&args_, "imafs"); }
+  ~Arguments() { ::fuse_opt_free_args(&args_); }
+  Arguments(const Arguments&) = delete;
+  Arguments& operator=(const Arguments&) = delete;
+  void add_option(const std::string& option) {
+    ::fuse_opt_add_arg(&args_, "-o");
+    ::fuse_opt_add_arg(&args_, option.c_str());
+  }
+  struct fuse_args* get() { return &args_; }
+
+ private:
+  struct fuse_args args_ {};
+};
+
+// A comma ends an option, a backslash keeps it from doing so.
+std::string escaped(const std::string& text) {
+  std::string out;
+  for (const char c : text) {
+    if (c == ',' || c == '\\') out += '\\';
+    out += c;
+  }
+  return out;
+}
+
+class Session final : public FuseSession {
+ public:
+  Session(SessionOptions options, BackingTree& tree, MeasureGate& gate, ControlDir& control)
+      : options_(std::move(options)),
+        table_(InodeTable::create(tree, kCachedDescriptors)),
+        notices_(1),
+        files_(open_file_options(), kernel(), tree, *table_, gate),
+        ops_(*table_, files_, options_.passthrough),
+        context_{options_, *table_, files_, ops_, control, [this](auto* connection) { initialize(connection); },
+                 [this](NodeId parent, std::string name) { expire(parent, std::move(name)); }} {}
+
+  ~Session() override {
+    if (mounted_) ::fuse_session_unmount(session_.get());
+    files_.drop_idle();
+  }
+
+  Status start() {
+    Arguments arguments;
+    arguments.add_option("fsname=" + escaped(options_.backing));
+    arguments.add_option("subtype=imafs");
+    if (options_.default_permissions) arguments.add_option("default_permissions");
+    if (options_.allow_other) arguments.add_option("allow_other");
+    if (options_.read_only) arguments.add_option("ro");
+    if (::geteuid() == 0) arguments.add_option("suid,dev");  // as a bind mount would be
+    if (options_.io_uring) arguments.add_option("io_uring");
+    for (const std::string& option : options_.extra_mount_options) arguments.add_option(option);
+    session_.reset(
+        fuse_session_new(arguments.get(), &fuse_operations(), sizeof(struct fuse_lowlevel_ops), &context_));
+    if (!session_) return fail(EINVAL, "libfuse refuses the mount options");
+    if (::fuse_session_mount(session_.get(), options_.mountpoint.c_str()) != 0) {
+      const int code = errno != 0 ? errno : EIO;
+      return fail(error_of(code, "cannot mount on '" + options_.mountpoint + "'"));
+    }
+    mounted_ = true;
+    return {};
+  }
+
+  Status run(std::function<void()> ready) override {
+    ready_ = std::move(ready);
+    if (::fuse_set_signal_handlers(session_.get()) != 0) return fail(EIO, "cannot install signal handlers");
+    struct fuse_loop_config* const config = ::fuse_loop_cfg_create();
+    ::fuse_loop_cfg_set_clone_fd(config, 0);
+    ::fuse_loop_cfg_set_max_threads(config, kMaxThreads);
+    ::fuse_loop_cfg_set_idle_threads(config, kMaxThreads);
+    const int result = ::fuse_session_loop_mt(session_.get(), config);
+    ::fuse_loop_cfg_destroy(config);
+    ::fuse_remove_signal_handlers(session_.get());
+    ::fuse_session_unmount(session_.get());
+    mounted_ = false;
+    if (result < 0) return fail(error_of(-result, "the session ended"));
+    return {};
+  }
+
+  Health health() const override { return {files_.health(), table_->size(), table_->open_descriptors(), uring_}; }
+
+ private:
+  OpenFiles::Options open_file_options() const {
+    OpenFiles::Options options;
+    options.passthrough = options_.passthrough;
+    options.leases = options_.leases;
+    if (!options_.inline_hashing || options_.io_uring) options.inline_hashes = 0;
+    return options;
+  }
+
+  OpenFiles::Kernel kernel() {
+    return {[this](int fd) {
+              BackingMap map{fd, 0, 0};
+              if (!can_pass_through_) return -EOPNOTSUPP;
+              const int id = ::ioctl(::fuse_session_fd(session_.get()), kBackingOpen, &map);
+              return id > 0 ? id : -errno;
+            },
+            [this](int id) {
+              const auto number = static_cast<std::uint32_t>(id);
+              ::ioctl(::fuse_session_fd(session_.get()), kBackingClose, &number);
+            },
+            [this](NodeId node) {
+              notices_.post([this, node] { ::fuse_lowlevel_notify_inval_inode(session_.get(), node, 0, 0); });
+            }};
+  }
+
+  // A notice to the kernel may wait for locks that the request at hand holds: another thread sends it.
+  void expire(NodeId parent, std::string name) {
+    notices_.post([this, parent, name = std::move(name)] {
+      ::fuse_lowlevel_notify_expire_entry(session_.get(), parent, name.c_str(), name.size());
+    });
+  }
+
+  void initialize(struct fuse_conn_info* connection) {
+    // What each is worth was measured: docs/PERFORMANCE.md.
+    ::fuse_unset_feature_flag(connection, FUSE_CAP_SPLICE_READ);
+    ::fuse_unset_feature_flag(connection, FUSE_CAP_SPLICE_WRITE);
+    ::fuse_unset_feature_flag(connection, FUSE_CAP_WRITEBACK_CACHE);
+    ::fuse_unset_feature_flag(connection, FUSE_CAP_HANDLE_KILLPRIV);
+    ::fuse_set_feature_flag(connection, FUSE_CAP_HANDLE_KILLPRIV_V2);
+    ::fuse_set_feature_flag(connection, FUSE_CAP_ATOMIC_O_TRUNC);
+    ::fuse_set_feature_flag(connection, FUSE_CAP_DONT_MASK);
+    ::fuse_set_feature_flag(connection, FUSE_CAP_POSIX_ACL);
+    ::fuse_set_feature_flag(connection, FUSE_CAP_IOCTL_DIR);
+    ::fuse_set_feature_flag(connection, FUSE_CAP_CACHE_SYMLINKS);
+    ::fuse_set_feature_flag(connection, FUSE_CAP_PARALLEL_DIROPS);
+    ::fuse_set_feature_flag(connection, FUSE_CAP_READDIRPLUS);
+    ::fuse_set_feature_flag(connection, FUSE_CAP_READDIRPLUS_AUTO);
+    ::fuse_set_feature_flag(connection, FUSE_CAP_NO_EXPORT_SUPPORT);
+    can_pass_through_ = options_.passthrough && ::fuse_set_feature_flag(connection, FUSE_CAP_PASSTHROUGH);
+    uring_ = options_.io_uring && ::fuse_get_feature_flag(connection, FUSE_CAP_OVER_IO_URING);
+    connection->no_interrupt = 1;
+    connection->time_gran = 1;
+    if (ready_) ready_();
+  }
+
+  struct Destroy {
+    void operator()(struct fuse_session* session) const { ::fuse_session_destroy(session); }
+  };
+
+  const SessionOptions options_;
+  std::function<void()> ready_;
+  // Destroyed last: until the threads of files_ and notices_ have ended they may speak to it.
+  std::unique_ptr<struct fuse_session, Destroy> session_;
+  std::unique_ptr<InodeTable> table_;
+  bool mounted_ = false;
+  bool can_pass_through_ = false;
+  bool uring_ = false;
+  WorkerPool notices_;
+  OpenFiles files_;
+  TreeOps ops_;
+  FuseContext context_;
+};
+
+}  // namespace
+
+Result<std::unique_ptr<FuseSession>> FuseSession::mount(SessionOptions options, BackingTree& tree, MeasureGate& gate,
+                                                        ControlDir& control) {
+  auto session = std::make_unique<Session>(std::move(options), tree, gate, control);
+  if (auto status = session->start(); !status) return fail(status.error());
+  return session;
+}
+
+}  // namespace imafs

@@ -1,6 +1,5 @@
 // One open, from its flags to its entries: the part of OpenFiles that runs while the file is busy.
 #include <fcntl.h>
-#include <sys/xattr.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -10,6 +9,7 @@
 
 #include "imafs/file_hasher.h"
 #include "imafs/posix_file.h"
+#include "imafs/tree_ops.h"
 #include "open_file_state.h"
 
 namespace imafs {
@@ -400,14 +400,7 @@ Status OpenFiles::truncate(Opening& opening) {
   auto fd = table_.open(file.node, O_WRONLY | O_CLOEXEC);
   if (!fd) return fail(fd.error());
   if (::ftruncate(fd->get(), 0) != 0) return fail(errno_error("truncate"));
-  if (opening.request.kill_suidgid) {
-    // The backing file system spares root's files; the opener is not root.
-    const auto attr = stat_of(fd->get());
-    mode_t kill = S_ISUID;
-    if (attr && (attr->st_mode & S_IXGRP) != 0) kill |= S_ISGID;
-    if (attr && (attr->st_mode & kill) != 0) ::fchmod(fd->get(), attr->st_mode & 07777 & ~kill);
-    ::fremovexattr(fd->get(), "security.capability");
-  }
+  if (opening.request.kill_suidgid) kill_privileges(fd->get());
   cache_.with(file.node, [](FileRecord& record) { record.clear(); });
   return {};
 }

@@ -8,6 +8,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -64,6 +65,8 @@ class InodeTable {
   // The absolute path inside the mount ("/usr/bin/env"), by the name `tid` looked up last, else the
   // name looked up last by anybody; a deleted file keeps its last name.
   virtual std::string path_of(NodeId id, std::uint32_t tid) const = 0;
+  // The name it was looked up by last, and in which directory; nothing for the root and dead numbers.
+  virtual std::optional<std::pair<NodeId, std::string>> name_of(NodeId id) const = 0;
 };
 
 }  // namespace imafs

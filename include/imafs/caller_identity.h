@@ -1,0 +1,31 @@
+// Makes what this thread creates belong to the caller: file system ids, groups and umask, for the life
+// of one object. Other threads are not touched.
+#pragma once
+
+#include <sys/types.h>
+
+#include <cstdint>
+
+namespace imafs {
+
+struct Caller {
+  std::uint32_t pid = 0;  // the thread's id
+  std::uint32_t uid = 0;
+  std::uint32_t gid = 0;
+  mode_t umask = 0;
+};
+
+class ActAs {
+ public:
+  // `with_groups`: take the caller's supplementary groups too (where a setgid bit depends on them).
+  ActAs(const Caller& caller, bool with_groups);
+  ~ActAs();
+  ActAs(const ActAs&) = delete;
+  ActAs& operator=(const ActAs&) = delete;
+
+ private:
+  bool changed_ids_ = false;
+  bool changed_groups_ = false;
+};
+
+}  // namespace imafs

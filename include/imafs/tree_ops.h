@@ -1,0 +1,86 @@
+// What a file system does with names and attributes, carried out on the backing tree. Plain types, no
+// libfuse; opens and data are open_files' business.
+//
+// Thread-safe. Every error is the backing file system's own.
+#pragma once
+
+#include <sys/stat.h>
+#include <sys/statvfs.h>
+
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+
+#include "imafs/caller_identity.h"
+#include "imafs/inode_table.h"
+#include "imafs/open_files.h"
+#include "imafs/result.h"
+
+struct statx;
+
+namespace imafs {
+
+class TreeOps {
+ public:
+  using Found = InodeTable::Found;
+
+  TreeOps(InodeTable& table, OpenFiles& files, bool passthrough)
+      : table_(table), files_(files), passthrough_(passthrough) {}
+
+  Result<Found> look_up(NodeId parent, const char* name, const Caller& caller) {
+    return table_.look_up(parent, name, caller.pid);
+  }
+  Result<struct stat> get_attr(NodeId node);
+  Status get_statx(NodeId node, int flags, unsigned mask, struct statx& out);
+
+  struct AttrChange {
+    std::optional<mode_t> mode;
+    std::optional<uid_t> uid;
+    std::optional<gid_t> gid;
+    std::optional<off_t> size;
+    std::optional<struct timespec> atime, mtime;  // UTIME_NOW is kept
+    bool kill_suidgid = false;                     // clear setuid, setgid and file capabilities
+    std::uint64_t handle = 0;                      // through an open file; 0: none
+  };
+  Result<struct stat> set_attr(NodeId node, const AttrChange& change, const Caller& caller);
+
+  Result<std::string> read_link(NodeId node);
+  Result<Found> make_node(NodeId parent, const char* name, mode_t mode, dev_t device, const Caller& caller);
+  Result<Found> make_directory(NodeId parent, const char* name, mode_t mode, const Caller& caller);
+  Result<Found> make_symlink(NodeId parent, const char* name, const char* target, const Caller& caller);
+  Result<Found> make_link(NodeId node, NodeId parent, const char* name, const Caller& caller);
+  Status unlink(NodeId parent, const char* name);
+  Status remove_directory(NodeId parent, const char* name);
+  Status rename(NodeId parent, const char* name, NodeId new_parent, const char* new_name, unsigned flags);
+
+  // A new file, and the descriptor it was made with (for OpenFiles::Request::created). EEXIST: it was
+  // there already, also without O_EXCL.
+  struct Made {
+    Found found;
+    UniqueFd fd;
+  };
+  Result<Made> create(NodeId parent, const char* name, int flags, mode_t mode, const Caller& caller);
+  Result<Made> create_unnamed(NodeId parent, int flags, mode_t mode, const Caller& caller);
+
+  Result<std::size_t> get_xattr(NodeId node, const char* name, std::span<char> out);
+  Result<std::size_t> list_xattrs(NodeId node, std::span<char> out);
+  Status set_xattr(NodeId node, const char* name, std::string_view value, int flags, const Caller& caller);
+  Status remove_xattr(NodeId node, const char* name);
+
+  Result<struct statvfs> statistics(NodeId node);
+
+ private:
+  Status resize(NodeId node, off_t size, const AttrChange& change, const Caller& caller);
+  Result<Made> made(UniqueFd fd, NodeId parent, const char* name, const Caller& caller);
+
+  InodeTable& table_;
+  OpenFiles& files_;
+  const bool passthrough_;
+};
+
+// Clears setuid, setgid (where it means what it says: with group execute) and file capabilities of an
+// open file. The kernel asks for it when somebody without the privilege to keep them writes.
+void kill_privileges(int fd);
+
+}  // namespace imafs

@@ -1,0 +1,82 @@
+#include "imafs/caller_identity.h"
+
+#include <linux/capability.h>
+#include <sched.h>
+#include <sys/fsuid.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <array>
+#include <charconv>
+#include <string>
+#include <vector>
+
+#include "imafs/posix_file.h"
+
+namespace imafs {
+namespace {
+
+// setgroups() of the C library changes every thread; the system call changes one.
+bool set_groups_of_thread(const std::vector<gid_t>& groups) {
+  return ::syscall(SYS_setgroups, groups.size(), groups.data()) == 0;
+}
+
+std::vector<gid_t> groups_of(std::uint32_t tid) {
+  std::vector<gid_t> groups;
+  const auto text = read_file("/proc/" + std::to_string(tid) + "/status", 1 << 20);
+  if (!text) return groups;
+  std::size_t at = text->find("\nGroups:");
+  if (at == std::string::npos) return groups;
+  at += 8;
+  const std::size_t end = text->find('\n', at);
+  const char* from = text->data() + at;
+  const char* const last = text->data() + (end == std::string::npos ? text->size() : end);
+  while (from < last) {
+    gid_t group = 0;
+    const auto parsed = std::from_chars(from, last, group);
+    if (parsed.ec == std::errc()) {
+      groups.push_back(group);
+      from = parsed.ptr;
+    } else {
+      ++from;
+    }
+  }
+  return groups;
+}
+
+// A file system id that is not root's takes the capabilities that reach into any directory away. The
+// kernel has judged the caller already (default_permissions); we only carry it out.
+void keep_file_capabilities() {
+  struct __user_cap_header_struct head {_LINUX_CAPABILITY_VERSION_3, 0};
+  std::array<struct __user_cap_data_struct, 2> sets{};
+  if (::syscall(SYS_capget, &head, sets.data()) != 0) return;
+  constexpr std::uint32_t wanted = 1U << CAP_DAC_OVERRIDE | 1U << CAP_DAC_READ_SEARCH | 1U << CAP_MKNOD;
+  sets[0].effective |= sets[0].permitted & wanted;
+  ::syscall(SYS_capset, &head, sets.data());
+}
+
+}  // namespace
+
+ActAs::ActAs(const Caller& caller, bool with_groups) {
+  // The umask and the working directory are shared by the threads of a process until asked otherwise.
+  thread_local const bool own_umask = ::unshare(CLONE_FS) == 0;
+  if (own_umask) ::umask(caller.umask);
+  if (::geteuid() != 0) return;
+  if (caller.uid == 0 && caller.gid == 0) return;
+  if (with_groups) changed_groups_ = set_groups_of_thread(groups_of(caller.pid));
+  changed_ids_ = true;
+  ::setfsgid(caller.gid);
+  ::setfsuid(caller.uid);
+  if (caller.uid != 0) keep_file_capabilities();
+}
+
+ActAs::~ActAs() {
+  if (changed_ids_) {
+    ::setfsuid(0);  // gives the capabilities back
+    ::setfsgid(0);
+  }
+  if (changed_groups_) set_groups_of_thread({});
+}
+
+}  // namespace imafs

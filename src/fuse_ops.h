@@ -1,0 +1,31 @@
+// libfuse's low-level operations over TreeOps, OpenFiles and ControlDir: the only code, with
+// fuse_session.cpp, that sees libfuse's types.
+#pragma once
+
+#define FUSE_USE_VERSION 317
+#include <fuse_lowlevel.h>
+
+#include <functional>
+
+#include "imafs/control_dir.h"
+#include "imafs/fuse_session.h"
+#include "imafs/inode_table.h"
+#include "imafs/open_files.h"
+#include "imafs/tree_ops.h"
+
+namespace imafs {
+
+// What the operations work on: the session's user data.
+struct FuseContext {
+  const SessionOptions& options;
+  InodeTable& table;
+  OpenFiles& files;
+  TreeOps& ops;
+  ControlDir& control;
+  std::function<void(struct fuse_conn_info*)> on_init;
+  std::function<void(NodeId parent, std::string name)> expire_name;  // from another thread, soon
+};
+
+const struct fuse_lowlevel_ops& fuse_operations();
+
+}  // namespace imafs

@@ -1,0 +1,67 @@
+// Replies: what a handler found out, in libfuse's words. Every request gets exactly one.
+#pragma once
+
+#include <algorithm>
+#include <cerrno>
+#include <span>
+#include <vector>
+
+#include "fuse_ops.h"
+
+namespace imafs {
+
+inline constexpr const char* kControlName = ".ima";
+
+inline FuseContext& context_of(fuse_req_t request) { return *static_cast<FuseContext*>(fuse_req_userdata(request)); }
+
+inline Caller caller_of(fuse_req_t request) {
+  const struct fuse_ctx* const context = fuse_req_ctx(request);
+  return {static_cast<std::uint32_t>(context->pid), context->uid, context->gid, context->umask};
+}
+
+inline Requester requester_of(fuse_req_t request) {
+  const Caller caller = caller_of(request);
+  return {caller.pid, caller.uid, caller.gid};
+}
+
+inline void refuse(fuse_req_t request, int code) { fuse_reply_err(request, code); }
+inline void reply_error(fuse_req_t request, const Error& error) { fuse_reply_err(request, error.code); }
+inline void reply(fuse_req_t request, const Status& status) { fuse_reply_err(request, status ? 0 : status.error().code); }
+
+inline struct fuse_entry_param entry_of(const FuseContext& context, const InodeTable::Found& found) {
+  struct fuse_entry_param entry {};
+  entry.ino = found.id;
+  entry.attr = found.attr;
+  entry.attr_timeout = context.options.timeout_seconds;
+  // A file with several names is looked up each time: that is how an entry gets the name that was used.
+  const bool has_names = S_ISREG(found.attr.st_mode) && found.attr.st_nlink > 1;
+  entry.entry_timeout = has_names ? 0 : context.options.timeout_seconds;
+  return entry;
+}
+
+inline void reply_entry(fuse_req_t request, const Result<InodeTable::Found>& found) {
+  if (!found) return reply_error(request, found.error());
+  FuseContext& context = context_of(request);
+  const auto entry = entry_of(context, *found);
+  if (fuse_reply_entry(request, &entry) != 0 && context.table.forget(found->id, 1)) context.files.forget(found->id);
+}
+
+inline void reply_attr(fuse_req_t request, const Result<struct stat>& attr) {
+  if (!attr) return reply_error(request, attr.error());
+  fuse_reply_attr(request, &*attr, context_of(request).options.timeout_seconds);
+}
+
+// For calls that tell the size when asked with size 0, and the bytes else.
+template <class Fill>
+void reply_sized(fuse_req_t request, std::size_t size, Fill&& fill) {
+  std::vector<char> bytes(size);
+  const Result<std::size_t> got = fill(std::span<char>(bytes));
+  if (!got) return reply_error(request, got.error());
+  if (size == 0) {
+    fuse_reply_xattr(request, *got);
+  } else {
+    fuse_reply_buf(request, bytes.data(), *got);
+  }
+}
+
+}  // namespace imafs

@@ -1,0 +1,275 @@
+#include "imafs/tree_ops.h"
+
+#include <fcntl.h>
+#include <sys/syscall.h>
+#include <sys/xattr.h>
+#include <unistd.h>
+
+#include <array>
+#include <climits>
+#include <cstring>
+#include <utility>
+
+namespace imafs {
+namespace {
+
+constexpr int kAccessFlags = O_ACCMODE;
+
+// The path that leads to an O_PATH descriptor's file for calls that take no such descriptor. It ends at
+// the file itself, also if that is a symlink.
+class ProcPath {
+ public:
+  explicit ProcPath(int fd) { std::snprintf(text_.data(), text_.size(), "/proc/self/fd/%d", fd); }
+  const char* get() const { return text_.data(); }
+
+ private:
+  std::array<char, 32> text_{};
+};
+
+Status done(int result, const char* doing) {
+  if (result != 0) return fail(errno_error(doing));
+  return {};
+}
+
+}  // namespace
+
+void kill_privileges(int fd) {
+  struct stat attr {};
+  if (::fstat(fd, &attr) != 0) return;
+  mode_t kill = S_ISUID;
+  if ((attr.st_mode & S_IXGRP) != 0) kill |= S_ISGID;
+  const ProcPath path(fd);
+  if ((attr.st_mode & kill) != 0) ::chmod(path.get(), attr.st_mode & 07777 & ~kill);
+  ::removexattr(path.get(), "security.capability");
+}
+
+Result<struct stat> TreeOps::get_attr(NodeId node) {
+  auto fd = table_.path_fd(node);
+  if (!fd) return fail(fd.error());
+  struct stat attr {};
+  if (::fstatat((*fd)->get(), "", &attr, AT_EMPTY_PATH | AT_SYMLINK_NOFOLLOW) != 0) return fail(errno_error("stat"));
+  return attr;
+}
+
+Status TreeOps::get_statx(NodeId node, int flags, unsigned mask, struct statx& out) {
+  auto fd = table_.path_fd(node);
+  if (!fd) return fail(fd.error());
+  constexpr int sync_flags = AT_STATX_FORCE_SYNC | AT_STATX_DONT_SYNC;
+  return done(::statx((*fd)->get(), "", AT_EMPTY_PATH | AT_SYMLINK_NOFOLLOW | (flags & sync_flags), mask, &out), "statx");
+}
+
+Status TreeOps::resize(NodeId node, off_t size, const AttrChange& change, const Caller& caller) {
+  // Our own descriptor would wait for our own lease, and what was measured is no more.
+  files_.will_truncate(node, Requester{caller.pid, caller.uid, caller.gid});
+  OpenFiles::Writable writable;
+  if (change.handle != 0) {
+    auto own = files_.writable(change.handle);
+    if (!own) return fail(own.error());
+    writable = std::move(*own);
+  } else {
+    auto fd = table_.open(node, O_WRONLY | O_CLOEXEC);
+    if (!fd) return fail(fd.error());
+    writable.fd = fd->get();
+    writable.owned = std::move(*fd);
+  }
+  return done(::ftruncate(writable.fd, size), "truncate");
+}
+
+Result<struct stat> TreeOps::set_attr(NodeId node, const AttrChange& change, const Caller& caller) {
+  auto fd = table_.path_fd(node);
+  if (!fd) return fail(fd.error());
+  const ProcPath path((*fd)->get());
+  if (change.size) {
+    if (auto status = resize(node, *change.size, change, caller); !status) return fail(status.error());
+  }
+  if (change.uid || change.gid) {
+    const uid_t uid = change.uid.value_or(static_cast<uid_t>(-1));
+    const gid_t gid = change.gid.value_or(static_cast<gid_t>(-1));
+    if (::fchownat((*fd)->get(), "", uid, gid, AT_EMPTY_PATH | AT_SYMLINK_NOFOLLOW) != 0) return fail(errno_error("chown"));
+  }
+  if (change.kill_suidgid) kill_privileges((*fd)->get());
+  if (change.mode && ::chmod(path.get(), *change.mode & 07777) != 0) return fail(errno_error("chmod"));
+  if (change.atime || change.mtime) {
+    const struct timespec omit {0, UTIME_OMIT};
+    const std::array<struct timespec, 2> times{change.atime.value_or(omit), change.mtime.value_or(omit)};
+    if (::utimensat(AT_FDCWD, path.get(), times.data(), 0) != 0) return fail(errno_error("utimes"));
+    if (change.mtime) files_.did_change_attributes(node, true);
+  }
+  return get_attr(node);
+}
+
+Result<std::string> TreeOps::read_link(NodeId node) {
+  auto fd = table_.path_fd(node);
+  if (!fd) return fail(fd.error());
+  std::string target(PATH_MAX, '\0');
+  const ssize_t size = ::readlinkat((*fd)->get(), "", target.data(), target.size());
+  if (size < 0) return fail(errno_error("readlink"));
+  target.resize(static_cast<std::size_t>(size));
+  return target;
+}
+
+Result<TreeOps::Found> TreeOps::make_node(NodeId parent, const char* name, mode_t mode, dev_t device,
+                                          const Caller& caller) {
+  auto fd = table_.path_fd(parent);
+  if (!fd) return fail(fd.error());
+  {
+    const ActAs identity(caller, (mode & S_ISGID) != 0);
+    if (::mknodat((*fd)->get(), name, mode, device) != 0) return fail(errno_error("mknod"));
+  }
+  return table_.look_up(parent, name, caller.pid);
+}
+
+Result<TreeOps::Found> TreeOps::make_directory(NodeId parent, const char* name, mode_t mode, const Caller& caller) {
+  auto fd = table_.path_fd(parent);
+  if (!fd) return fail(fd.error());
+  {
+    const ActAs identity(caller, false);
+    if (::mkdirat((*fd)->get(), name, mode) != 0) return fail(errno_error("mkdir"));
+  }
+  return table_.look_up(parent, name, caller.pid);
+}
+
+Result<TreeOps::Found> TreeOps::make_symlink(NodeId parent, const char* name, const char* target,
+                                             const Caller& caller) {
+  auto fd = table_.path_fd(parent);
+  if (!fd) return fail(fd.error());
+  {
+    const ActAs identity(caller, false);
+    if (::symlinkat(target, (*fd)->get(), name) != 0) return fail(errno_error("symlink"));
+  }
+  return table_.look_up(parent, name, caller.pid);
+}
+
+Result<TreeOps::Found> TreeOps::make_link(NodeId node, NodeId parent, const char* name, const Caller& caller) {
+  auto fd = table_.path_fd(node);
+  if (!fd) return fail(fd.error());
+  auto directory = table_.path_fd(parent);
+  if (!directory) return fail(directory.error());
+  int result = ::linkat((*fd)->get(), "", (*directory)->get(), name, AT_EMPTY_PATH);
+  if (result != 0 && errno == ENOENT) {
+    // Without the privilege for an empty path.
+    result = ::linkat(AT_FDCWD, ProcPath((*fd)->get()).get(), (*directory)->get(), name, AT_SYMLINK_FOLLOW);
+  }
+  if (result != 0) return fail(errno_error("link"));
+  return table_.look_up(parent, name, caller.pid);
+}
+
+Status TreeOps::unlink(NodeId parent, const char* name) {
+  auto fd = table_.path_fd(parent);
+  if (!fd) return fail(fd.error());
+  table_.will_unlink(parent, name);
+  if (auto status = done(::unlinkat((*fd)->get(), name, 0), "unlink"); !status) return status;
+  table_.did_unlink(parent, name);
+  return {};
+}
+
+Status TreeOps::remove_directory(NodeId parent, const char* name) {
+  auto fd = table_.path_fd(parent);
+  if (!fd) return fail(fd.error());
+  table_.will_unlink(parent, name);
+  if (auto status = done(::unlinkat((*fd)->get(), name, AT_REMOVEDIR), "rmdir"); !status) return status;
+  table_.did_unlink(parent, name);
+  return {};
+}
+
+Status TreeOps::rename(NodeId parent, const char* name, NodeId new_parent, const char* new_name, unsigned flags) {
+  auto from = table_.path_fd(parent);
+  if (!from) return fail(from.error());
+  auto to = table_.path_fd(new_parent);
+  if (!to) return fail(to.error());
+  const bool exchange = (flags & RENAME_EXCHANGE) != 0;
+  if (!exchange && (flags & RENAME_NOREPLACE) == 0) table_.will_unlink(new_parent, new_name);
+  if (::renameat2((*from)->get(), name, (*to)->get(), new_name, flags) != 0) return fail(errno_error("rename"));
+  table_.did_rename(parent, name, new_parent, new_name, exchange);
+  return {};
+}
+
+Result<TreeOps::Made> TreeOps::made(UniqueFd fd, NodeId parent, const char* name, const Caller& caller) {
+  auto found = table_.adopt(fd.get(), parent, name, caller.pid);
+  if (!found) return fail(found.error());
+  return Made{*found, std::move(fd)};
+}
+
+Result<TreeOps::Made> TreeOps::create(NodeId parent, const char* name, int flags, mode_t mode, const Caller& caller) {
+  auto directory = table_.path_fd(parent);
+  if (!directory) return fail(directory.error());
+  // A descriptor that cannot write is all that passthrough and leases want; without passthrough it is
+  // the one that serves the data, and the file's mode may forbid a second open.
+  const int access = passthrough_ || (flags & kAccessFlags) == O_RDONLY ? O_RDONLY : O_RDWR;
+  UniqueFd fd;
+  {
+    const ActAs identity(caller, (mode & S_ISGID) != 0);
+    fd.reset(::openat((*directory)->get(), name, access | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, mode));
+  }
+  if (!fd) return fail(errno_error("create"));
+  return made(std::move(fd), parent, name, caller);
+}
+
+Result<TreeOps::Made> TreeOps::create_unnamed(NodeId parent, int flags, mode_t mode, const Caller& caller) {
+  auto directory = table_.path_fd(parent);
+  if (!directory) return fail(directory.error());
+  UniqueFd fd;
+  {
+    const ActAs identity(caller, (mode & S_ISGID) != 0);
+    fd.reset(::openat((*directory)->get(), ".", O_RDWR | O_TMPFILE | (flags & O_EXCL) | O_CLOEXEC, mode));
+  }
+  if (!fd) return fail(errno_error("create"));
+  auto result = made(std::move(fd), parent, "", caller);
+  if (result && passthrough_) {
+    auto reader = table_.open(result->found.id, O_RDONLY | O_CLOEXEC);
+    if (!reader) return fail(reader.error());
+    result->fd = std::move(*reader);
+  }
+  return result;
+}
+
+Result<std::size_t> TreeOps::get_xattr(NodeId node, const char* name, std::span<char> out) {
+  auto fd = table_.path_fd(node);
+  if (!fd) return fail(fd.error());
+  const ssize_t size = ::getxattr(ProcPath((*fd)->get()).get(), name, out.data(), out.size());
+  if (size < 0) return fail(errno_error("getxattr"));
+  return static_cast<std::size_t>(size);
+}
+
+Result<std::size_t> TreeOps::list_xattrs(NodeId node, std::span<char> out) {
+  auto fd = table_.path_fd(node);
+  if (!fd) return fail(fd.error());
+  const ssize_t size = ::listxattr(ProcPath((*fd)->get()).get(), out.data(), out.size());
+  if (size < 0) return fail(errno_error("listxattr"));
+  return static_cast<std::size_t>(size);
+}
+
+Status TreeOps::set_xattr(NodeId node, const char* name, std::string_view value, int flags, const Caller& caller) {
+  auto fd = table_.path_fd(node);
+  if (!fd) return fail(fd.error());
+  const ProcPath path((*fd)->get());
+  Status status;
+  if (std::strcmp(name, "system.posix_acl_access") == 0) {
+    // Setting it may take setgid away from who is not in the file's group: the backing file system decides.
+    const ActAs identity(caller, true);
+    status = done(::setxattr(path.get(), name, value.data(), value.size(), flags), "setxattr");
+  }
+  if (std::strcmp(name, "system.posix_acl_access") != 0 || (!status && status.error().code == EPERM)) {
+    status = done(::setxattr(path.get(), name, value.data(), value.size(), flags), "setxattr");
+  }
+  if (status && std::strcmp(name, "security.ima") == 0) files_.did_change_label(node);
+  return status;
+}
+
+Status TreeOps::remove_xattr(NodeId node, const char* name) {
+  auto fd = table_.path_fd(node);
+  if (!fd) return fail(fd.error());
+  auto status = done(::removexattr(ProcPath((*fd)->get()).get(), name), "removexattr");
+  if (status && std::strcmp(name, "security.ima") == 0) files_.did_change_label(node);
+  return status;
+}
+
+Result<struct statvfs> TreeOps::statistics(NodeId node) {
+  auto fd = table_.path_fd(node);
+  if (!fd) return fail(fd.error());
+  struct statvfs answer {};
+  if (::fstatvfs((*fd)->get(), &answer) != 0) return fail(errno_error("statfs"));
+  return answer;
+}
+
+}  // namespace imafs
