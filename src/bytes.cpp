@@ -1,0 +1,74 @@
+#include "imafs/bytes.h"
+
+#include <array>
+
+namespace imafs {
+namespace {
+
+template <int kWidth, class T>
+void append_le(Bytes& out, T value) {
+  for (int i = 0; i < kWidth; ++i) out.push_back(static_cast<std::uint8_t>(value >> (8 * i)));
+}
+
+template <class T>
+T load_le(ByteView bytes) {
+  T value = 0;
+  for (std::size_t i = 0; i < sizeof(T); ++i) value = static_cast<T>(value | static_cast<T>(bytes[i]) << (8 * i));
+  return value;
+}
+
+constexpr std::array<char, 16> kDigits{'0', '1', '2', '3', '4', '5', '6', '7', '8', '9', 'a', 'b', 'c', 'd', 'e', 'f'};
+
+int digit_value(char c) {
+  if (c >= '0' && c <= '9') return c - '0';
+  if (c >= 'a' && c <= 'f') return c - 'a' + 10;
+  if (c >= 'A' && c <= 'F') return c - 'A' + 10;
+  return -1;
+}
+
+}  // namespace
+
+void append_le16(Bytes& out, std::uint16_t value) { append_le<2>(out, value); }
+void append_le32(Bytes& out, std::uint32_t value) { append_le<4>(out, value); }
+void append_le64(Bytes& out, std::uint64_t value) { append_le<8>(out, value); }
+
+void append_be32(Bytes& out, std::uint32_t value) {
+  for (int i = 3; i >= 0; --i) out.push_back(static_cast<std::uint8_t>(value >> (8 * i)));
+}
+
+std::uint16_t load_le16(ByteView bytes) { return load_le<std::uint16_t>(bytes); }
+std::uint32_t load_le32(ByteView bytes) { return load_le<std::uint32_t>(bytes); }
+std::uint64_t load_le64(ByteView bytes) { return load_le<std::uint64_t>(bytes); }
+
+std::uint32_t load_be32(ByteView bytes) {
+  return std::uint32_t{bytes[0]} << 24 | std::uint32_t{bytes[1]} << 16 | std::uint32_t{bytes[2]} << 8 | bytes[3];
+}
+
+void append_hex(std::string& out, ByteView bytes) {
+  out.reserve(out.size() + 2 * bytes.size());
+  for (const std::uint8_t byte : bytes) {
+    out += kDigits[byte >> 4];
+    out += kDigits[byte & 15];
+  }
+}
+
+std::string to_hex(ByteView bytes) {
+  std::string out;
+  append_hex(out, bytes);
+  return out;
+}
+
+std::optional<Bytes> from_hex(std::string_view text) {
+  if (text.size() % 2 != 0) return std::nullopt;
+  Bytes out;
+  out.reserve(text.size() / 2);
+  for (std::size_t i = 0; i < text.size(); i += 2) {
+    const int high = digit_value(text[i]);
+    const int low = digit_value(text[i + 1]);
+    if (high < 0 || low < 0) return std::nullopt;
+    out.push_back(static_cast<std::uint8_t>(high << 4 | low));
+  }
+  return out;
+}
+
+}  // namespace imafs
