@@ -13,6 +13,7 @@
 #include "imafs/guarded.h"
 #include "imafs/log_entry.h"
 #include "imafs/policy_desk.h"
+#include "imafs/policy_file.h"
 #include "imafs/policy_parser.h"
 
 namespace imafs {
@@ -110,7 +111,12 @@ class ControlTree final : public ControlDir {
   explicit ControlTree(Sources sources)
       : sources_(std::move(sources)),
         made_(now()),
-        desk_({sources_.gate, sources_.read_policy_file, sources_.custom_template}),
+        desk_({sources_.gate,
+               [this](const std::string& path, const Requester& requester) {
+                 return sources_.read_policy_file ? sources_.read_policy_file(path)
+                                                  : read_policy_file(sources_.gate, path, requester);
+               },
+               sources_.custom_template}),
         growth_(std::make_shared<Growth>()) {
     tree_.with([this](Tree& tree) { plant(tree); });
     sources_.log.on_growth([growth = growth_] { growth->grown(); });
@@ -147,9 +153,15 @@ class ControlTree final : public ControlDir {
   Result<std::unique_ptr<ControlFile>> open_to_write(const Node& node, int flags, const Requester& requester);
   Result<std::shared_ptr<ControlFile>> file_of(std::uint64_t handle) const;
 
+  bool is_open(std::uint64_t id) const;
+
+  struct OpenFile {
+    std::uint64_t node = 0;
+    std::shared_ptr<ControlFile> file;
+  };
   struct OpenFiles {
     std::uint64_t last_handle = 0;
-    std::map<std::uint64_t, std::shared_ptr<ControlFile>> files;
+    std::map<std::uint64_t, OpenFile> files;  // by handle
   };
 
   const Sources sources_;
@@ -260,6 +272,9 @@ Result<struct stat> ControlTree::get_attr(std::uint64_t id) {
   attr.st_blksize = 4096;
   attr.st_atim = attr.st_ctim = made_;
   attr.st_mtim = node->kind == Kind::kView || node->kind == Kind::kCount ? growth_->last() : made_;
+  // IMA: the size is 0, as the kernel's, but real while somebody has the log open: on a FUSE mount
+  // `tail -f` reads no further than the size that fstat(2) gives.
+  if (node->kind == Kind::kView && is_open(id)) attr.st_size = static_cast<off_t>(sources_.log.view_size(node->view));
   return attr;
 }
 
@@ -322,7 +337,7 @@ Result<std::uint64_t> ControlTree::open(std::uint64_t id, int flags, const Reque
   if (!file) return fail(file.error());
   return open_.with([&](OpenFiles& open) {
     const std::uint64_t handle = ++open.last_handle;
-    open.files.emplace(handle, std::move(*file));
+    open.files.emplace(handle, OpenFile{id, std::move(*file)});
     return handle;
   });
 }
@@ -331,7 +346,13 @@ Result<std::shared_ptr<ControlFile>> ControlTree::file_of(std::uint64_t handle) 
   return open_.with([&](const OpenFiles& open) -> Result<std::shared_ptr<ControlFile>> {
     const auto found = open.files.find(handle);
     if (found == open.files.end()) return fail(EBADF, "no such open control file");
-    return found->second;
+    return found->second.file;
+  });
+}
+
+bool ControlTree::is_open(std::uint64_t id) const {
+  return open_.with([&](const OpenFiles& open) {
+    return std::ranges::any_of(open.files, [&](const auto& entry) { return entry.second.node == id; });
   });
 }
 
@@ -357,7 +378,7 @@ void ControlTree::release(std::uint64_t handle, const Requester& requester) {
   growth_->forget(handle);
   const auto file = open_.with([&](OpenFiles& open) {
     auto node = open.files.extract(handle);
-    return node ? std::move(node.mapped()) : nullptr;
+    return node ? std::move(node.mapped().file) : nullptr;
   });
   if (file) file->release(requester);
 }

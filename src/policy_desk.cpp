@@ -62,7 +62,9 @@ class PolicyUpdateFile final : public ControlFile {
   PolicyWriter::Sources writer_sources() {
     PolicyWriter::Sources sources;
     sources.active_policy = [this] { return desk_.sources_.gate.policy(); };
-    sources.read_policy_file = desk_.sources_.read_policy_file;
+    sources.read_policy_file = [this](const std::string& path) {
+      return desk_.sources_.read_policy_file(path, opener_);
+    };
     sources.report = [this](AuditRecord record) { report(std::move(record)); };
     sources.refused = [this](const std::string& reason) { desk_.note_refusal(reason); };
     sources.custom_template = desk_.sources_.custom_template;

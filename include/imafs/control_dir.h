@@ -30,7 +30,8 @@ class ControlDir {
     MeasurementLog& log;
     std::function<std::string()> status;   // the JSON text, newline at its end
     std::function<std::string()> metrics;  // Prometheus text
-    // Opens a policy file for "a path as first line": on behalf of the daemon, from the machine's tree.
+    // Reads a policy file for "a path as first line". Empty: policy_file.h's, which reads the machine's tree
+    // and measures the file as POLICY_CHECK.
     std::function<Result<std::string>(const std::string& path)> read_policy_file;
     const Template* custom_template = nullptr;
     std::uint32_t owner_uid = 0;

@@ -21,7 +21,7 @@ class PolicyDesk {
  public:
   struct Sources {
     MeasureGate& gate;
-    std::function<Result<std::string>(const std::string& path)> read_policy_file;
+    std::function<Result<std::string>(const std::string& path, const Requester&)> read_policy_file;
     const Template* custom_template = nullptr;
   };
   struct Counts {
