@@ -210,11 +210,15 @@ Status PolicyWriter::add_file(const std::string& path) {
   return {};
 }
 
-bool PolicyWriter::needs_signature() const {
-  const auto policy = sources_.active_policy();
-  return std::ranges::any_of(policy->rules, [](const Rule& rule) {
-    return rule.action == Action::kAppraise && rule.hook == Hook::kPolicyCheck;
-  });
+bool PolicyWriter::needs_signature() {
+  auto policy = sources_.active_policy();
+  if (policy != judged_) {
+    judged_ = std::move(policy);
+    judged_needs_signature_ = std::ranges::any_of(judged_->rules, [](const Rule& rule) {
+      return rule.action == Action::kAppraise && rule.hook == Hook::kPolicyCheck;
+    });
+  }
+  return judged_needs_signature_;
 }
 
 }  // namespace imafs

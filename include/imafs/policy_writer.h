@@ -60,7 +60,7 @@ class PolicyWriter {
   Status add_line(std::string_view line);
   Status add_rule(std::string_view line, const std::string& origin, unsigned line_number);
   Status add_file(const std::string& path);
-  bool needs_signature() const;
+  bool needs_signature();
   tl::unexpected<Error> refuse(int code, const std::string& reason);
 
   const Sources sources_;
@@ -68,6 +68,10 @@ class PolicyWriter {
   bool lost_ = false;
   unsigned line_number_ = 0;
   std::string partial_;  // the beginning of a line whose end is still to come
+
+  // The answer of needs_signature() for the policy it was last asked of.
+  std::shared_ptr<const Policy> judged_;
+  bool judged_needs_signature_ = false;
 
   // Where the next write may stand: the end of the last one, or of the farthest one.
   std::uint64_t last_end_ = 0;
