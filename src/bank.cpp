@@ -16,7 +16,7 @@ Bank Bank::of(HashAlgorithm algorithm) {
 }
 
 std::string name_of(const Bank& bank) {
-  if (const auto known = hash_algorithm_of_tpm(bank.tpm_algorithm)) return std::string(name_of(*known));
+  if (bank.hash) return std::string(name_of(*bank.hash));
   std::array<char, 24> text{};
   std::snprintf(text.data(), text.size(), "tpm_alg_%x", bank.tpm_algorithm);
   return text.data();
