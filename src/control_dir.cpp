@@ -4,7 +4,6 @@
 #include <fcntl.h>
 
 #include <algorithm>
-#include <ctime>
 #include <deque>
 #include <map>
 #include <utility>
@@ -15,6 +14,7 @@
 #include "imafs/policy_desk.h"
 #include "imafs/policy_file.h"
 #include "imafs/policy_parser.h"
+#include "log_growth.h"
 
 namespace imafs {
 namespace {
@@ -75,49 +75,18 @@ Status check_name(std::string_view name) {
   return {};
 }
 
-timespec now() {
-  timespec time{};
-  (void)::clock_gettime(CLOCK_REALTIME, &time);
-  return time;
-}
-
-// Who waits for the log to grow. Outlives the directory: the log's callback cannot be taken back.
-class Growth {
- public:
-  Growth() : last_(now()) {}
-
-  void wait(std::uint64_t handle, std::function<void()> wake) {
-    waiting_.with([&](auto& waiting) { waiting[handle] = std::move(wake); });
-  }
-  void forget(std::uint64_t handle) {
-    waiting_.with([&](auto& waiting) { waiting.erase(handle); });
-  }
-  void grown() {
-    last_.with([](timespec& last) { last = now(); });
-    const auto woken = waiting_.with([](auto& waiting) { return std::exchange(waiting, {}); });
-    for (const auto& [handle, wake] : woken) wake();
-  }
-  timespec last() const {
-    return last_.with([](const timespec& last) { return last; });
-  }
-
- private:
-  Guarded<std::map<std::uint64_t, std::function<void()>>> waiting_;  // by handle; each is called once
-  Guarded<timespec> last_;                                           // the time of the last entry
-};
-
 class ControlTree final : public ControlDir {
  public:
   explicit ControlTree(Sources sources)
       : sources_(std::move(sources)),
-        made_(now()),
+        made_(time_now()),
         desk_({sources_.gate,
                [this](const std::string& path, const Requester& requester) {
                  return sources_.read_policy_file ? sources_.read_policy_file(path)
                                                   : read_policy_file(sources_.gate, path, requester);
                },
                sources_.custom_template}),
-        growth_(std::make_shared<Growth>()) {
+        growth_(std::make_shared<LogGrowth>()) {
     tree_.with([this](Tree& tree) { plant(tree); });
     sources_.log.on_growth([growth = growth_] { growth->grown(); });
   }
@@ -167,7 +136,7 @@ class ControlTree final : public ControlDir {
   const Sources sources_;
   const timespec made_;
   PolicyDesk desk_;
-  const std::shared_ptr<Growth> growth_;
+  const std::shared_ptr<LogGrowth> growth_;
   Guarded<Tree> tree_;       // every id that was given out has its node
   Guarded<OpenFiles> open_;  // handles are never used twice
 };
