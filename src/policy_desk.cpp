@@ -29,6 +29,7 @@ class PolicyUpdateFile final : public ControlFile {
   PolicyUpdateFile(PolicyDesk& desk, PolicyLoad how, bool appending, const Requester& opener)
       : desk_(desk),
         opener_(opener),
+        comm_(comm_of(opener.pid)),
         position_(appending ? PolicyWriter::Position::kAppending : PolicyWriter::Position::kAsGiven),
         how_(how),
         writer_(writer_sources()) {}
@@ -42,6 +43,7 @@ class PolicyUpdateFile final : public ControlFile {
 
   Status flush(const Requester& requester) override {
     const std::lock_guard lock(mutex_);
+    comm_ = comm_of(requester.pid);
     auto loaded = load(requester);
     desk_.set_slot(PolicyDesk::Slot::kClosing);
     return loaded;
@@ -53,7 +55,7 @@ class PolicyUpdateFile final : public ControlFile {
     // An update without a rule fails silently, as in the kernel.
     if (!is_reported_) {
       if (is_written_) desk_.note_refusal("the policy update held no rule");
-      desk_.note_update(false, opener_);
+      desk_.note_update(false, opener_, comm_);
     }
     desk_.set_slot(PolicyDesk::Slot::kFree);
   }
@@ -83,7 +85,7 @@ class PolicyUpdateFile final : public ControlFile {
     auto rules = writer_.close();
     if (writer_.is_lost()) {
       if (!std::exchange(is_lost_reported_, true)) {
-        desk_.note_update(false, requester);
+        desk_.note_update(false, requester, comm_);
         is_reported_ = true;
       }
       return {};  // the kernel's close(2) never fails: the write(2) did
@@ -96,16 +98,17 @@ class PolicyUpdateFile final : public ControlFile {
       // say so is close(2).
       writer_.lose("the policy update could not be measured: " + loaded.error().what);
       is_lost_reported_ = true;
-      desk_.note_update(false, requester);
+      desk_.note_update(false, requester, comm_);
       return loaded;
     }
     how_ = PolicyLoad::kUpdate;
-    desk_.note_update(true, requester);
+    desk_.note_update(true, requester, comm_);
     return {};
   }
 
   PolicyDesk& desk_;
   const Requester opener_;
+  std::string comm_;  // of whoever opened or closed it last; a RELEASE comes when that may be gone
   const PolicyWriter::Position position_;
   std::mutex mutex_;  // writes and closes of one open are judged one after the other
   PolicyLoad how_;
@@ -138,7 +141,7 @@ void PolicyDesk::note_refusal(const std::string& reason) {
   outcome_.with([&](Outcome& outcome) { outcome.error = reason; });
 }
 
-void PolicyDesk::note_update(bool completed, const Requester& requester) {
+void PolicyDesk::note_update(bool completed, const Requester& requester, const std::string& comm) {
   outcome_.with([&](Outcome& outcome) {
     if (completed) {
       ++outcome.counts.completed;
@@ -153,7 +156,7 @@ void PolicyDesk::note_update(bool completed, const Requester& requester) {
   record.uid = requester.uid;
   record.op = "policy_update";
   record.cause = completed ? "completed" : "failed";
-  record.comm = comm_of(requester.pid);
+  record.comm = comm;
   record.succeeded = completed;
   sources_.gate.report(std::move(record));
 }

@@ -43,7 +43,7 @@ class PolicyDesk {
 
   void set_slot(Slot slot);
   void note_refusal(const std::string& reason);
-  void note_update(bool completed, const Requester& requester);
+  void note_update(bool completed, const Requester& requester, const std::string& comm);
 
   const Sources sources_;
   std::mutex slot_mutex_;  // at most one writer has the desk; kClosing: it closed a descriptor last
