@@ -64,17 +64,21 @@ AuditRecord status_record(std::string op, std::string cause) {
 
 std::string rule_record_text(std::string_view line, const PolicyError* error) {
   std::string text;
+  bool has_action = false;
   std::size_t at = 0;
   while ((at = line.find_first_not_of(" \t", at)) != std::string_view::npos) {
     const std::size_t end = std::min(line.find_first_of(" \t", at), line.size());
     const std::string_view token = line.substr(at, end - at);
     if (token.front() == '#') break;
-    if (std::ranges::find(kActions, token) != kActions.end()) {
+    const bool is_action = std::ranges::find(kActions, token) != kActions.end();
+    if (is_action) {
       text += "action=" + std::string(token) + ' ';
     } else if (token != "permit_directio") {  // which the kernel does not show
       text += (is_known(token) ? "" : "UNKNOWN=") + printable(token) + ' ';
     }
-    if (error && error->column > at && error->column <= end) break;
+    // An error at the action is one of the whole rule, found when every token was read.
+    const bool is_whole_rule = is_action && !std::exchange(has_action, true);
+    if (error && !is_whole_rule && error->column > at && error->column <= end) break;
     at = end;
   }
   return text + (error ? "res=0" : "res=1");
