@@ -4,10 +4,10 @@
 #include <fcntl.h>
 
 #include <algorithm>
-#include <deque>
 #include <map>
 #include <utility>
 
+#include "control_nodes.h"
 #include "imafs/control_file.h"
 #include "imafs/guarded.h"
 #include "imafs/log_entry.h"
@@ -19,56 +19,23 @@
 namespace imafs {
 namespace {
 
-// Labels and names of critical data that were ever looked up or created. They stay, so there is an end.
+// Labels and names of critical data that were ever looked up or created. They stay, so there is an
+// end.
 constexpr std::size_t kMaxNodes = 65536;
 constexpr std::size_t kMaxNameBytes = 255;
 
-constexpr mode_t kDirectory = S_IFDIR | 0500;
-constexpr mode_t kWritableDirectory = S_IFDIR | 0700;
-constexpr mode_t kReadable = S_IFREG | 0400;
-constexpr mode_t kWritable = S_IFREG | 0600;
-
-enum class Kind {
-  kRoot, kView, kCount, kViolations, kPolicy, kPolicyReplace, kStatus, kMetrics,
-  kCriticalRoot,  // critical_data/ and critical_data_hash/
-  kLabel, kData,
-};
-
-struct Node {
-  Kind kind = Kind::kRoot;
-  mode_t mode = kDirectory;
-  std::string name;
-  std::size_t parent = 0;
-  LogView view;         // kView
-  bool hashed = false;  // below critical_data_hash/
-
-  bool is_directory() const { return S_ISDIR(mode); }
-};
-
-// Nodes are only ever added. A node's id is kControlRoot + its index.
-struct Tree {
-  std::deque<Node> nodes;
-  std::map<std::pair<std::size_t, std::string>, std::size_t, std::less<>> children;
-
-  std::size_t add(Node node) {
-    const std::size_t index = nodes.size();
-    if (index > 0) children.emplace(std::pair(node.parent, node.name), index);
-    nodes.push_back(std::move(node));
-    return index;
-  }
-  std::optional<std::size_t> child(std::size_t parent, std::string_view name) const {
-    const auto found = children.find(std::pair(parent, std::string(name)));
-    if (found == children.end()) return std::nullopt;
-    return found->second;
-  }
-};
+using Kind = ControlKind;
+using Node = ControlNode;
+using Tree = ControlNodes;
 
 std::uint64_t id_of(std::size_t index) { return kControlRoot + index; }
 
 // A label or an event's name: what can stand in an entry as it is.
 Status check_name(std::string_view name) {
-  if (name.size() > kMaxNameBytes) return fail(ENAMETOOLONG, "a label or name of critical data is too long");
-  const bool is_one_component = !name.empty() && name != "." && name != ".." && name.find('/') == std::string_view::npos;
+  if (name.size() > kMaxNameBytes)
+    return fail(ENAMETOOLONG, "a label or name of critical data is too long");
+  const bool is_one_component =
+      !name.empty() && name != "." && name != ".." && name.find('/') == std::string_view::npos;
   if (!is_one_component || loggable_name(name) != name) {
     return fail(EINVAL, "a label or name of critical data must be printable UTF-8");
   }
@@ -82,12 +49,13 @@ class ControlTree final : public ControlDir {
         made_(time_now()),
         desk_({sources_.gate,
                [this](const std::string& path, const Requester& requester) {
-                 return sources_.read_policy_file ? sources_.read_policy_file(path)
-                                                  : read_policy_file(sources_.gate, path, requester);
+                 return sources_.read_policy_file
+                            ? sources_.read_policy_file(path)
+                            : read_policy_file(sources_.gate, path, requester);
                },
                sources_.custom_template}),
         growth_(std::make_shared<LogGrowth>()) {
-    tree_.with([this](Tree& tree) { plant(tree); });
+    tree_.with([this](Tree& tree) { plant(tree, sources_.log.view_banks()); });
     sources_.log.on_growth([growth = growth_] { growth->grown(); });
   }
 
@@ -102,8 +70,10 @@ class ControlTree final : public ControlDir {
   Result<std::vector<DirEntry>> list(std::uint64_t directory) override;
 
   Result<std::uint64_t> open(std::uint64_t node, int flags, const Requester& requester) override;
-  Result<std::size_t> read(std::uint64_t handle, std::uint64_t offset, std::span<char> out) override;
-  Result<std::size_t> write(std::uint64_t handle, std::uint64_t offset, std::string_view text) override;
+  Result<std::size_t> read(std::uint64_t handle, std::uint64_t offset,
+                           std::span<char> out) override;
+  Result<std::size_t> write(std::uint64_t handle, std::uint64_t offset,
+                            std::string_view text) override;
   Status flush(std::uint64_t handle, const Requester& requester) override;
   void release(std::uint64_t handle, const Requester& requester) override;
   bool poll(std::uint64_t handle, std::uint64_t offset, std::function<void()> wake) override;
@@ -115,11 +85,12 @@ class ControlTree final : public ControlDir {
   }
 
  private:
-  void plant(Tree& tree) const;
   Result<Node> node_of(std::uint64_t id) const;
   Result<std::uint64_t> make(std::uint64_t parent, std::string_view name, Kind kind);
-  Result<std::unique_ptr<ControlFile>> open_node(const Node& node, int flags, const Requester& requester);
-  Result<std::unique_ptr<ControlFile>> open_to_write(const Node& node, int flags, const Requester& requester);
+  Result<std::unique_ptr<ControlFile>> open_node(const Node& node, int flags,
+                                                 const Requester& requester);
+  Result<std::unique_ptr<ControlFile>> open_to_write(const Node& node, int flags,
+                                                     const Requester& requester);
   Result<std::shared_ptr<ControlFile>> file_of(std::uint64_t handle) const;
 
   bool is_open(std::uint64_t id) const;
@@ -141,52 +112,6 @@ class ControlTree final : public ControlDir {
   Guarded<OpenFiles> open_;  // handles are never used twice
 };
 
-void ControlTree::plant(Tree& tree) const {
-  tree.add(Node{});
-  const auto file = [&](Kind kind, std::string name, mode_t mode) {
-    Node node;
-    node.kind = kind;
-    node.name = std::move(name);
-    node.mode = mode;
-    tree.add(std::move(node));
-  };
-  const auto view = [&](LogView::Form form, std::size_t bank, std::string name) {
-    Node node;
-    node.kind = Kind::kView;
-    node.name = std::move(name);
-    node.mode = kReadable;
-    node.view = {form, bank};
-    tree.add(std::move(node));
-  };
-  const auto critical = [&](std::string name, bool hashed) {
-    Node node;
-    node.kind = Kind::kCriticalRoot;
-    node.name = std::move(name);
-    node.mode = kWritableDirectory;
-    node.hashed = hashed;
-    tree.add(std::move(node));
-  };
-
-  const auto& banks = sources_.log.view_banks();
-  const auto is_sha1 = [](const Bank& bank) { return bank.hash == HashAlgorithm::kSha1; };
-  const auto sha1 = static_cast<std::size_t>(std::ranges::find_if(banks, is_sha1) - banks.begin());
-  view(LogView::Form::kAscii, sha1, "measurements");
-  view(LogView::Form::kAscii, sha1, "ascii_runtime_measurements");
-  view(LogView::Form::kBinary, sha1, "binary_runtime_measurements");
-  for (std::size_t bank = 0; bank < banks.size(); ++bank) {
-    view(LogView::Form::kAscii, bank, "ascii_runtime_measurements_" + name_of(banks[bank]));
-    view(LogView::Form::kBinary, bank, "binary_runtime_measurements_" + name_of(banks[bank]));
-  }
-  file(Kind::kCount, "runtime_measurements_count", kReadable);
-  file(Kind::kViolations, "violations", kReadable);
-  file(Kind::kPolicy, "policy", kWritable);
-  file(Kind::kPolicyReplace, "policy_replace", kWritable);
-  critical("critical_data", false);
-  critical("critical_data_hash", true);
-  file(Kind::kStatus, "status", kReadable);
-  file(Kind::kMetrics, "metrics", kReadable);
-}
-
 Result<Node> ControlTree::node_of(std::uint64_t id) const {
   return tree_.with([&](const Tree& tree) -> Result<Node> {
     const std::uint64_t index = id - kControlRoot;
@@ -199,7 +124,8 @@ Result<std::uint64_t> ControlTree::look_up(std::uint64_t directory, std::string_
   const auto parent = node_of(directory);
   if (!parent) return fail(parent.error());
   if (!parent->is_directory()) return fail(ENOTDIR, "'" + parent->name + "' is not a directory");
-  const auto known = tree_.with([&](const Tree& tree) { return tree.child(directory - kControlRoot, name); });
+  const auto known =
+      tree_.with([&](const Tree& tree) { return tree.child(directory - kControlRoot, name); });
   if (known) return id_of(*known);
   // `echo DATA > critical_data/LABEL/NAME` creates NAME, but looks LABEL up: every label is there.
   if (parent->kind == Kind::kCriticalRoot) return make_directory(directory, name);
@@ -218,7 +144,8 @@ Result<std::uint64_t> ControlTree::make(std::uint64_t parent_id, std::string_vie
   return tree_.with([&](Tree& tree) -> Result<std::uint64_t> {
     const std::size_t parent_index = parent_id - kControlRoot;
     if (const auto known = tree.child(parent_index, name)) return id_of(*known);
-    if (tree.nodes.size() >= kMaxNodes) return fail(ENOSPC, "too many labels and names of critical data");
+    if (tree.nodes.size() >= kMaxNodes)
+      return fail(ENOSPC, "too many labels and names of critical data");
     Node node;
     node.kind = kind;
     node.mode = kind == Kind::kLabel ? kWritableDirectory : kWritable;
@@ -243,7 +170,8 @@ Result<struct stat> ControlTree::get_attr(std::uint64_t id) {
   attr.st_mtim = node->kind == Kind::kView || node->kind == Kind::kCount ? growth_->last() : made_;
   // IMA: the size is 0, as the kernel's, but real while somebody has the log open: on a FUSE mount
   // `tail -f` reads no further than the size that fstat(2) gives.
-  if (node->kind == Kind::kView && is_open(id)) attr.st_size = static_cast<off_t>(sources_.log.view_size(node->view));
+  if (node->kind == Kind::kView && is_open(id))
+    attr.st_size = static_cast<off_t>(sources_.log.view_size(node->view));
   return attr;
 }
 
@@ -255,7 +183,8 @@ Result<std::vector<ControlDir::DirEntry>> ControlTree::list(std::uint64_t direct
     std::vector<DirEntry> entries;
     for (std::size_t index = 1; index < tree.nodes.size(); ++index) {
       const Node& child = tree.nodes[index];
-      if (child.parent == directory - kControlRoot) entries.push_back({child.name, id_of(index), child.mode});
+      if (child.parent == directory - kControlRoot)
+        entries.push_back({child.name, id_of(index), child.mode});
     }
     return entries;
   });
@@ -265,14 +194,18 @@ Result<std::unique_ptr<ControlFile>> ControlTree::open_to_write(const Node& node
                                                                 const Requester& requester) {
   const bool appending = (flags & O_APPEND) != 0;
   switch (node.kind) {
-    case Kind::kPolicy: return desk_.open_writer(PolicyLoad::kUpdate, appending, requester);
-    case Kind::kPolicyReplace: return desk_.open_writer(PolicyLoad::kReplace, appending, requester);
+    case Kind::kPolicy:
+      return desk_.open_writer(PolicyLoad::kUpdate, appending, requester);
+    case Kind::kPolicyReplace:
+      return desk_.open_writer(PolicyLoad::kReplace, appending, requester);
     case Kind::kData: {
       const auto label = node_of(id_of(node.parent));
       if (!label) return fail(label.error());
-      return open_critical_data(sources_.gate, {label->name, node.name, node.hashed, appending}, requester);
+      return open_critical_data(sources_.gate, {label->name, node.name, node.hashed, appending},
+                                requester);
     }
-    default: return fail(EACCES, "'" + node.name + "' is read-only");
+    default:
+      return fail(EACCES, "'" + node.name + "' is read-only");
   }
 }
 
@@ -284,18 +217,24 @@ Result<std::unique_ptr<ControlFile>> ControlTree::open_node(const Node& node, in
   }
   const int access = flags & O_ACCMODE;
   if (access == O_WRONLY) return open_to_write(node, flags, requester);
-  if (access != O_RDONLY) return fail(EACCES, "'" + node.name + "' cannot be open for reading and writing");
+  if (access != O_RDONLY)
+    return fail(EACCES, "'" + node.name + "' cannot be open for reading and writing");
   switch (node.kind) {
-    case Kind::kView: return open_log_view(sources_.log, node.view);
+    case Kind::kView:
+      return open_log_view(sources_.log, node.view);
     case Kind::kCount:
       return open_text([&log = sources_.log] { return std::to_string(log.count()) + "\n"; });
     case Kind::kViolations:
       return open_text([&log = sources_.log] { return std::to_string(log.violations()) + "\n"; });
     case Kind::kPolicy:
-    case Kind::kPolicyReplace: return open_snapshot(to_text(*sources_.gate.policy()));
-    case Kind::kStatus: return open_text(sources_.status);
-    case Kind::kMetrics: return open_text(sources_.metrics);
-    default: return fail(EACCES, "'" + node.name + "' can only be written");
+    case Kind::kPolicyReplace:
+      return open_snapshot(to_text(*sources_.gate.policy()));
+    case Kind::kStatus:
+      return open_text(sources_.status);
+    case Kind::kMetrics:
+      return open_text(sources_.metrics);
+    default:
+      return fail(EACCES, "'" + node.name + "' can only be written");
   }
 }
 
@@ -321,17 +260,20 @@ Result<std::shared_ptr<ControlFile>> ControlTree::file_of(std::uint64_t handle) 
 
 bool ControlTree::is_open(std::uint64_t id) const {
   return open_.with([&](const OpenFiles& open) {
-    return std::ranges::any_of(open.files, [&](const auto& entry) { return entry.second.node == id; });
+    return std::ranges::any_of(open.files,
+                               [&](const auto& entry) { return entry.second.node == id; });
   });
 }
 
-Result<std::size_t> ControlTree::read(std::uint64_t handle, std::uint64_t offset, std::span<char> out) {
+Result<std::size_t> ControlTree::read(std::uint64_t handle, std::uint64_t offset,
+                                      std::span<char> out) {
   const auto file = file_of(handle);
   if (!file) return fail(file.error());
   return (*file)->read(offset, out);
 }
 
-Result<std::size_t> ControlTree::write(std::uint64_t handle, std::uint64_t offset, std::string_view text) {
+Result<std::size_t> ControlTree::write(std::uint64_t handle, std::uint64_t offset,
+                                       std::string_view text) {
   const auto file = file_of(handle);
   if (!file) return fail(file.error());
   return (*file)->write(offset, text);

@@ -55,7 +55,9 @@ class SnapshotFile final : public ControlFile {
  public:
   explicit SnapshotFile(std::string text) : text_(std::move(text)) {}
 
-  Result<std::size_t> read(std::uint64_t offset, std::span<char> out) override { return copy_out(text_, offset, out); }
+  Result<std::size_t> read(std::uint64_t offset, std::span<char> out) override {
+    return copy_out(text_, offset, out);
+  }
 
  private:
   const std::string text_;
@@ -71,15 +73,16 @@ class CriticalDataFile final : public ControlFile {
   Result<std::size_t> write(std::uint64_t offset, std::string_view text) override {
     const std::lock_guard lock(mutex_);
     if (lost_) return fail(*lost_);
-    // A shell's `>` on a group of commands closes once for each of them; the next one's data goes on
-    // at the offset where the last one ended, and is an entry of its own.
+    // A shell's `>` on a group of commands closes once for each of them; the next one's data goes
+    // on at the offset where the last one ended, and is an entry of its own.
     if (data_.empty() && offset == 0) base_ = 0;
     const std::uint64_t end = base_ + data_.size();
     if (!what_.appending && (offset < base_ || offset > end)) {
-      return lose(EINVAL, "critical data has no holes: write at offset " + std::to_string(offset) + ", not " +
-                              std::to_string(end));
+      return lose(EINVAL, "critical data has no holes: write at offset " + std::to_string(offset) +
+                              ", not " + std::to_string(end));
     }
-    const std::size_t at = what_.appending ? data_.size() : static_cast<std::size_t>(offset - base_);
+    const std::size_t at =
+        what_.appending ? data_.size() : static_cast<std::size_t>(offset - base_);
     if (text.size() > kMaxCriticalData - std::min(at, kMaxCriticalData)) {
       return lose(EFBIG, "critical data '" + what_.label + "/" + what_.name + "' is larger than " +
                              std::to_string(kMaxCriticalData) + " bytes");
@@ -96,7 +99,8 @@ class CriticalDataFile final : public ControlFile {
     if (data_.empty()) return {};
     const std::string data = std::exchange(data_, {});
     base_ += data.size();
-    const auto measured = gate_.measure_critical_data(what_.label, what_.name, as_bytes(data), what_.hashed, requester);
+    const auto measured = gate_.measure_critical_data(what_.label, what_.name, as_bytes(data),
+                                                      what_.hashed, requester);
     if (!measured) return fail(measured.error());
     return {};
   }
@@ -141,9 +145,12 @@ std::unique_ptr<ControlFile> open_text(std::function<std::string()> make) {
   return std::make_unique<TextFile>(std::move(make));
 }
 
-std::unique_ptr<ControlFile> open_snapshot(std::string text) { return std::make_unique<SnapshotFile>(std::move(text)); }
+std::unique_ptr<ControlFile> open_snapshot(std::string text) {
+  return std::make_unique<SnapshotFile>(std::move(text));
+}
 
-std::unique_ptr<ControlFile> open_critical_data(MeasureGate& gate, CriticalData what, const Requester& opener) {
+std::unique_ptr<ControlFile> open_critical_data(MeasureGate& gate, CriticalData what,
+                                                const Requester& opener) {
   return std::make_unique<CriticalDataFile>(gate, std::move(what), opener);
 }
 

@@ -38,8 +38,9 @@ class LogGrowth {
   }
 
  private:
-  Guarded<std::map<std::uint64_t, std::function<void()>>> waiting_;  // by handle; each is called once
-  Guarded<timespec> last_;                                           // the time of the last entry
+  Guarded<std::map<std::uint64_t, std::function<void()>>>
+      waiting_;             // by handle; each is called once
+  Guarded<timespec> last_;  // the time of the last entry
 };
 
 }  // namespace imafs

@@ -1,13 +1,13 @@
-// When does an update take effect? The kernel loads it when the last descriptor is closed, and a tool
-// sees the new policy once its close(2) returned. FUSE tells of the last descriptor only by RELEASE,
-// which is asynchronous: close(2) does not wait for it. FLUSH is synchronous, but comes for *every*
-// descriptor: `echo RULE > policy` in a shell opens, duplicates, closes the first descriptor (FLUSH),
-// writes, closes the second one (FLUSH, then RELEASE).
-// So: a FLUSH with nothing written does nothing; a FLUSH after writes loads what was written.
-// IMA: whoever writes on after that, through a descriptor that was duplicated (`(cat A; cat B) >
-// policy`), writes a further update within the same open: its rules are appended, also where the
-// first part replaced. Once a line was refused, nothing that follows in this open is loaded, as in the
-// kernel, but what an earlier close loaded stays.
+// When does an update take effect? The kernel loads it when the last descriptor is closed, and a
+// tool sees the new policy once its close(2) returned. FUSE tells of the last descriptor only by
+// RELEASE, which is asynchronous: close(2) does not wait for it. FLUSH is synchronous, but comes
+// for *every* descriptor: `echo RULE > policy` in a shell opens, duplicates, closes the first
+// descriptor (FLUSH), writes, closes the second one (FLUSH, then RELEASE). So: a FLUSH with nothing
+// written does nothing; a FLUSH after writes loads what was written. IMA: whoever writes on after
+// that, through a descriptor that was duplicated (`(cat A; cat B) > policy`), writes a further
+// update within the same open: its rules are appended, also where the first part replaced. Once a
+// line was refused, nothing that follows in this open is loaded, as in the kernel, but what an
+// earlier close loaded stays.
 #include "imafs/policy_desk.h"
 
 #include <chrono>
@@ -30,7 +30,8 @@ class PolicyUpdateFile final : public ControlFile {
       : desk_(desk),
         opener_(opener),
         comm_(comm_of(opener.pid)),
-        position_(appending ? PolicyWriter::Position::kAppending : PolicyWriter::Position::kAsGiven),
+        position_(appending ? PolicyWriter::Position::kAppending
+                            : PolicyWriter::Position::kAsGiven),
         how_(how),
         writer_(writer_sources()) {}
 
@@ -94,8 +95,8 @@ class PolicyUpdateFile final : public ControlFile {
     is_reported_ = true;
     const auto loaded = desk_.sources_.gate.load_policy(std::move(rules), how_, requester);
     if (!loaded) {
-      // IMA: the update could not be measured, so it must not take effect, and the last call that can
-      // say so is close(2).
+      // IMA: the update could not be measured, so it must not take effect, and the last call that
+      // can say so is close(2).
       writer_.lose("the policy update could not be measured: " + loaded.error().what);
       is_lost_reported_ = true;
       desk_.note_update(false, requester, comm_);
@@ -118,7 +119,8 @@ class PolicyUpdateFile final : public ControlFile {
   bool is_lost_reported_ = false;  // that it was lost
 };
 
-Result<std::unique_ptr<ControlFile>> PolicyDesk::open_writer(PolicyLoad how, bool appending, const Requester& opener) {
+Result<std::unique_ptr<ControlFile>> PolicyDesk::open_writer(PolicyLoad how, bool appending,
+                                                             const Requester& opener) {
   {
     std::unique_lock lock(slot_mutex_);
     const auto is_free = [this] { return slot_ == Slot::kFree; };

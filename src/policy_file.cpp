@@ -33,8 +33,8 @@ class PolicyFileFacts final : public EventSource {
   FileSystem file_system_;
 };
 
-std::optional<MeasureOrder> order_for(const MeasureGate& gate, const struct stat& attr, EventSource& source,
-                                      const Requester& requester) {
+std::optional<MeasureOrder> order_for(const MeasureGate& gate, const struct stat& attr,
+                                      EventSource& source, const Requester& requester) {
   const auto policy = gate.policy();
   Event event;
   event.hook = Hook::kPolicyCheck;
@@ -57,14 +57,17 @@ std::optional<MeasureOrder> order_for(const MeasureGate& gate, const struct stat
 
 }  // namespace
 
-Result<std::string> read_policy_file(MeasureGate& gate, const std::string& path, const Requester& requester) {
+Result<std::string> read_policy_file(MeasureGate& gate, const std::string& path,
+                                     const Requester& requester) {
   // O_NONBLOCK: a FIFO must not hold up whoever names it.
   const UniqueFd fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY));
   if (!fd) return fail(errno_error("open policy file '" + path + "'"));
   struct stat attr {};
   if (::fstat(fd.get(), &attr) != 0) return fail(errno_error("stat policy file '" + path + "'"));
-  if (!S_ISREG(attr.st_mode)) return fail(EINVAL, "policy file '" + path + "' is not a regular file");
-  if (static_cast<std::size_t>(attr.st_size) > kMaxFile) return fail(EFBIG, "policy file '" + path + "' is too large");
+  if (!S_ISREG(attr.st_mode))
+    return fail(EINVAL, "policy file '" + path + "' is not a regular file");
+  if (static_cast<std::size_t>(attr.st_size) > kMaxFile)
+    return fail(EFBIG, "policy file '" + path + "' is too large");
   Bytes content(static_cast<std::size_t>(attr.st_size));
   const auto size = pread_full(fd.get(), content, 0);
   if (!size) return fail(size.error());
@@ -75,7 +78,8 @@ Result<std::string> read_policy_file(MeasureGate& gate, const std::string& path,
     const auto collected = gate.collect_measurement(fd.get(), *order);
     if (!collected) return fail(collected.error());
     // What is logged must be what is loaded.
-    if (!order->wants_verity && hash_of(collected->digest.algorithm(), content) != collected->digest) {
+    if (!order->wants_verity &&
+        hash_of(collected->digest.algorithm(), content) != collected->digest) {
       return fail(EINVAL, "policy file '" + path + "' changed while it was read");
     }
     const NamedFile named{fd.get(), path, attr.st_dev, attr.st_ino};

@@ -1,4 +1,5 @@
-// The kernel parses the first line of each write(2) and returns its length; tools loop over the rest.
+// The kernel parses the first line of each write(2) and returns its length; tools loop over the
+// rest.
 //
 // Offsets. The kernel's handler refuses every offset but 0 and never moves the file's position, so
 // write after write arrives at 0. FUSE moves the position by what a write returned, so here the
@@ -8,7 +9,8 @@
 //
 // Lines without a newline. To the kernel they are whole rules (`echo -n RULE`), whatever follows.
 // IMA: three kinds of write without a newline are kept as the beginning of a line instead, because
-// their writer cuts by size and not by line; the line is judged when its newline or the close comes:
+// their writer cuts by size and not by line; the line is judged when its newline or the close
+// comes:
 //   * a single byte (`dd bs=1`; no rule is that short, the kernel answers EINVAL);
 //   * a multiple of 512 bytes (`dd`, stdio);
 //   * the end of a buffer that was such a multiple when it was first offered (`cat` of a long file:
@@ -25,19 +27,23 @@ namespace {
 constexpr std::size_t kBlock = 512;
 constexpr std::string_view kLineEnds("\n\0", 2);  // a NUL ends the kernel's C string
 
-constexpr std::array<std::string_view, 8> kActions = {"measure",    "dont_measure", "appraise", "dont_appraise",
-                                                      "audit",      "dont_audit",   "hash",     "dont_hash"};
+constexpr std::array<std::string_view, 8> kActions = {"measure",       "dont_measure", "appraise",
+                                                      "dont_appraise", "audit",        "dont_audit",
+                                                      "hash",          "dont_hash"};
 constexpr std::array<std::string_view, 32> kKeys = {
-    "func=",     "mask=",     "fsmagic=",       "fsname=",        "fs_subtype=",   "fsuuid=",       "uid=",
-    "uid>",      "uid<",      "euid=",          "euid>",          "euid<",         "gid=",          "gid>",
-    "gid<",      "egid=",     "egid>",          "egid<",          "fowner=",       "fowner>",       "fowner<",
-    "fgroup=",   "fgroup>",   "fgroup<",        "keyrings=",      "label=",        "pcr=",          "template=",
-    "digest_type=", "appraise_type=", "appraise_flag=", "appraise_algos="};
-constexpr std::array<std::string_view, 7> kOtherKeys = {"obj_user=",  "obj_role=",  "obj_type=", "subj_user=",
-                                                        "subj_role=", "subj_type=", "path="};
+    "func=",          "mask=",          "fsmagic=", "fsname=",   "fs_subtype=",  "fsuuid=",
+    "uid=",           "uid>",           "uid<",     "euid=",     "euid>",        "euid<",
+    "gid=",           "gid>",           "gid<",     "egid=",     "egid>",        "egid<",
+    "fowner=",        "fowner>",        "fowner<",  "fgroup=",   "fgroup>",      "fgroup<",
+    "keyrings=",      "label=",         "pcr=",     "template=", "digest_type=", "appraise_type=",
+    "appraise_flag=", "appraise_algos="};
+constexpr std::array<std::string_view, 7> kOtherKeys = {
+    "obj_user=", "obj_role=", "obj_type=", "subj_user=", "subj_role=", "subj_type=", "path="};
 
 bool is_known(std::string_view token) {
-  const auto starts_token = [&](std::string_view key) { return token.starts_with(key) && token.size() > key.size(); };
+  const auto starts_token = [&](std::string_view key) {
+    return token.starts_with(key) && token.size() > key.size();
+  };
   return std::ranges::any_of(kKeys, starts_token) || std::ranges::any_of(kOtherKeys, starts_token);
 }
 
@@ -86,10 +92,12 @@ std::string rule_record_text(std::string_view line, const PolicyError* error) {
 
 PolicyWriter::PolicyWriter(Sources sources) : sources_(std::move(sources)) {}
 
-Result<std::size_t> PolicyWriter::write(std::uint64_t offset, std::string_view text, Position position) {
+Result<std::size_t> PolicyWriter::write(std::uint64_t offset, std::string_view text,
+                                        Position position) {
   if (text.empty()) return 0;
   if (position == Position::kAsGiven && !continues_at(offset)) {
-    return refuse(EINVAL, "a policy is written from its beginning, not at offset " + std::to_string(offset));
+    return refuse(
+        EINVAL, "a policy is written from its beginning, not at offset " + std::to_string(offset));
   }
   auto consumed = take_line(text);
   if (consumed) advance(offset, *consumed, text.size());
@@ -135,7 +143,8 @@ Result<std::size_t> PolicyWriter::take_line(std::string_view text) {
   const std::size_t end = text.find_first_of(kLineEnds);
   const std::string_view piece = text.substr(0, end);
   if (partial_.size() + piece.size() > kMaxPolicyLine) {
-    return refuse(EINVAL, "a line of the policy is longer than " + std::to_string(kMaxPolicyLine) + " bytes");
+    return refuse(
+        EINVAL, "a line of the policy is longer than " + std::to_string(kMaxPolicyLine) + " bytes");
   }
   if (end == std::string_view::npos && may_go_on(text)) {
     partial_ += text;
@@ -156,12 +165,14 @@ Status PolicyWriter::add_line(std::string_view line) {
   if (line.starts_with('/')) return add_file(std::string(line));
   if (needs_signature()) {
     if (sources_.report) sources_.report(status_record("policy_update", "signed policy required"));
-    return refuse(EACCES, "a rule 'appraise func=POLICY_CHECK' is active: rules cannot be written any more");
+    return refuse(
+        EACCES, "a rule 'appraise func=POLICY_CHECK' is active: rules cannot be written any more");
   }
   return add_rule(line, sources_.origin, line_number_);
 }
 
-Status PolicyWriter::add_rule(std::string_view line, const std::string& origin, unsigned line_number) {
+Status PolicyWriter::add_rule(std::string_view line, const std::string& origin,
+                              unsigned line_number) {
   ParseContext context;
   context.origin = origin;
   context.custom_template = sources_.custom_template;
@@ -179,7 +190,8 @@ Status PolicyWriter::add_rule(std::string_view line, const std::string& origin, 
     return refuse(EINVAL, parsed.error().to_text());
   }
   if (rules_.size() >= kMaxUpdateRules) {
-    return refuse(ENOSPC, "more than " + std::to_string(kMaxUpdateRules) + " rules in one policy update");
+    return refuse(ENOSPC,
+                  "more than " + std::to_string(kMaxUpdateRules) + " rules in one policy update");
   }
   rules_.push_back(std::move(**parsed));
   return {};
@@ -190,17 +202,21 @@ Status PolicyWriter::add_file(const std::string& path) {
   if (needs_signature()) {
     // The kernel would look for a signature. IMA: nothing is appraised here, and an unchecked file
     // must not pass for a signed one.
-    return refuse(EACCES, "a rule 'appraise func=POLICY_CHECK' is active, and signatures are not checked: '" + path +
-                              "' cannot be loaded");
+    return refuse(
+        EACCES, "a rule 'appraise func=POLICY_CHECK' is active, and signatures are not checked: '" +
+                    path + "' cannot be loaded");
   }
   const auto content = sources_.read_policy_file(path);
   if (!content) {
-    return refuse(content.error().code == EISDIR ? EINVAL : content.error().code, content.error().what);
+    return refuse(content.error().code == EISDIR ? EINVAL : content.error().code,
+                  content.error().what);
   }
   if (!content->ends_with('\n')) {
-    return refuse(EINVAL, "policy file '" + path + (content->empty() ? "' is empty" : "' does not end in a newline"));
+    return refuse(EINVAL, "policy file '" + path +
+                              (content->empty() ? "' is empty" : "' does not end in a newline"));
   }
-  if (content->find('\0') != std::string::npos) return refuse(EINVAL, "policy file '" + path + "' holds a NUL byte");
+  if (content->find('\0') != std::string::npos)
+    return refuse(EINVAL, "policy file '" + path + "' holds a NUL byte");
   std::string_view rest = *content;
   for (unsigned number = 1; !rest.empty(); ++number) {
     const std::string_view line = rest.substr(0, rest.find('\n'));

@@ -14,11 +14,13 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
-bool is_acted_on(Action action) { return action == Action::kMeasure || action == Action::kDontMeasure; }
+bool is_acted_on(Action action) {
+  return action == Action::kMeasure || action == Action::kDontMeasure;
+}
 
 std::size_t count_unacted_rules(const Policy& policy) {
-  return static_cast<std::size_t>(
-      std::ranges::count_if(policy.rules, [](const Rule& rule) { return !is_acted_on(rule.action); }));
+  return static_cast<std::size_t>(std::ranges::count_if(
+      policy.rules, [](const Rule& rule) { return !is_acted_on(rule.action); }));
 }
 
 // Hooks that the rules name and no file system sees, in the order of the rules.
@@ -32,7 +34,9 @@ std::vector<std::string> idle_hooks(const Policy& policy) {
   return names;
 }
 
-std::string sha256_hex(std::string_view text) { return to_hex(hash_of(HashAlgorithm::kSha256, as_bytes(text)).bytes()); }
+std::string sha256_hex(std::string_view text) {
+  return to_hex(hash_of(HashAlgorithm::kSha256, as_bytes(text)).bytes());
+}
 
 Json policy_json(const StatusReport& report) {
   Json json = Json::object();
@@ -55,7 +59,8 @@ Json policy_json(const StatusReport& report) {
   return json;
 }
 
-const Bytes* value_in(const std::map<std::uint32_t, BankValues>& values, std::uint32_t pcr, std::size_t bank) {
+const Bytes* value_in(const std::map<std::uint32_t, BankValues>& values, std::uint32_t pcr,
+                      std::size_t bank) {
   const auto found = values.find(pcr);
   return found != values.end() && bank < found->second.size() ? &found->second[bank] : nullptr;
 }
@@ -125,7 +130,9 @@ class Family {
   void sample(std::int64_t value, const std::string& labels = {}) {
     out_ += name_ + (labels.empty() ? "" : '{' + labels + '}') + ' ' + std::to_string(value) + '\n';
   }
-  void sample(std::uint64_t value, const std::string& labels = {}) { sample(static_cast<std::int64_t>(value), labels); }
+  void sample(std::uint64_t value, const std::string& labels = {}) {
+    sample(static_cast<std::int64_t>(value), labels);
+  }
 
  private:
   std::string& out_;
@@ -139,11 +146,14 @@ std::vector<StatusReport::Degradation> all_degradations(const StatusReport& repo
   const TpmHealth& health = report.tpm.health;
   if (!health.ok) all.push_back({"tpm-fault", health.message});
   if (health.foreign_extend) {
-    all.push_back({"foreign-extend", "something else extended a PCR of this log: it no longer replays"});
+    all.push_back(
+        {"foreign-extend", "something else extended a PCR of this log: it no longer replays"});
   }
   if (health.missing_extends > 0) {
-    std::string why = std::to_string(health.missing_extends) + " entries are in the log and not in the PCR";
-    if (health.first_missing) why += ", the first of them is entry " + std::to_string(*health.first_missing);
+    std::string why =
+        std::to_string(health.missing_extends) + " entries are in the log and not in the PCR";
+    if (health.first_missing)
+      why += ", the first of them is entry " + std::to_string(*health.first_missing);
     all.push_back({"missing-extends", std::move(why)});
   }
   if (!report.policy) return all;
@@ -153,7 +163,8 @@ std::vector<StatusReport::Degradation> all_degradations(const StatusReport& repo
     all.push_back({"rules-never-fire", why});
   }
   if (const std::size_t rules = count_unacted_rules(*report.policy); rules > 0) {
-    all.push_back({"rules-not-acted-on", std::to_string(rules) + " appraise, audit or hash rules are only kept"});
+    all.push_back({"rules-not-acted-on",
+                   std::to_string(rules) + " appraise, audit or hash rules are only kept"});
   }
   return all;
 }
@@ -167,7 +178,8 @@ std::string to_json(const StatusReport& report) {
   json["options"] = Json::object();
   for (const auto& [name, value] : report.options) json["options"][name] = value;
   json["policy"] = policy_json(report);
-  json["last_policy_error"] = report.last_policy_error.empty() ? Json() : Json(report.last_policy_error);
+  json["last_policy_error"] =
+      report.last_policy_error.empty() ? Json() : Json(report.last_policy_error);
   json["tpm"] = tpm_json(report.tpm);
   json["entries"] = report.entries;
   json["violations"] = report.violations;
@@ -188,9 +200,11 @@ std::string to_prometheus(const StatusReport& report) {
   };
   Family(out, "imafs_build_info", "The version of imafs; always 1.")
       .sample(std::uint64_t{1}, "version=\"" + label_value(report.version) + '"');
-  Family(out, "imafs_start_time_seconds", "When the mount was made, seconds since the epoch.").sample(report.started_at);
+  Family(out, "imafs_start_time_seconds", "When the mount was made, seconds since the epoch.")
+      .sample(report.started_at);
   single("imafs_log_entries", "Entries of the measurement log.", report.entries);
-  single("imafs_violations_total", "Violations, also those whose entry could not be stored.", report.violations);
+  single("imafs_violations_total", "Violations, also those whose entry could not be stored.",
+         report.violations);
   if (report.policy) single("imafs_policy_rules", "Rules in force.", report.policy->rules.size());
   Family updates(out, "imafs_policy_updates_total", "Updates of the policy.");
   updates.sample(report.policy_updates_completed, "result=\"completed\"");
@@ -201,14 +215,18 @@ std::string to_prometheus(const StatusReport& report) {
       .sample(std::uint64_t{1}, "kind=\"" + label_value(report.tpm.kind) + "\",description=\"" +
                                     label_value(report.tpm.description) + '"');
   single("imafs_tpm_ok", "Whether the last command to the TPM succeeded.", health.ok ? 1 : 0);
-  single("imafs_foreign_extend", "Whether something else extended a PCR of the log.", health.foreign_extend ? 1 : 0);
-  single("imafs_missing_extends", "Entries in the log that did not reach the PCR.", health.missing_extends);
+  single("imafs_foreign_extend", "Whether something else extended a PCR of the log.",
+         health.foreign_extend ? 1 : 0);
+  single("imafs_missing_extends", "Entries in the log that did not reach the PCR.",
+         health.missing_extends);
 
   const auto degraded = all_degradations(report);
-  single("imafs_degraded", "How many promises are not kept in full; status says which.", degraded.size());
+  single("imafs_degraded", "How many promises are not kept in full; status says which.",
+         degraded.size());
   if (!degraded.empty()) {
     Family reasons(out, "imafs_degraded_info", "What is degraded; always 1.");
-    for (const auto& [what, why] : degraded) reasons.sample(std::uint64_t{1}, "what=\"" + label_value(what) + '"');
+    for (const auto& [what, why] : degraded)
+      reasons.sample(std::uint64_t{1}, "what=\"" + label_value(what) + '"');
   }
   for (const auto& counter : report.counters) single(counter.name, counter.help, counter.value);
   return out;

@@ -16,16 +16,18 @@ struct Desk {
   std::map<std::string, std::string> files;
   std::vector<std::string> records;
   std::vector<std::string> refusals;
-  PolicyWriter writer{{.active_policy = [this] { return std::shared_ptr<const Policy>(active); },
-                       .read_policy_file = [this](const std::string& path) -> Result<std::string> {
-                         if (path == "/directory") return fail(EISDIR, "it is a directory");
-                         if (!files.contains(path)) return fail(ENOENT, "no " + path);
-                         return files[path];
-                       },
-                       .report = [this](const AuditRecord& record) {
-                         records.push_back(record.text.empty() ? record.op + " " + record.cause : record.text);
-                       },
-                       .refused = [this](const std::string& reason) { refusals.push_back(reason); }}};
+  PolicyWriter writer{
+      {.active_policy = [this] { return std::shared_ptr<const Policy>(active); },
+       .read_policy_file = [this](const std::string& path) -> Result<std::string> {
+         if (path == "/directory") return fail(EISDIR, "it is a directory");
+         if (!files.contains(path)) return fail(ENOENT, "no " + path);
+         return files[path];
+       },
+       .report =
+           [this](const AuditRecord& record) {
+             records.push_back(record.text.empty() ? record.op + " " + record.cause : record.text);
+           },
+       .refused = [this](const std::string& reason) { refusals.push_back(reason); }}};
 
   // As write(2) of the kernel's file arrives: always at 0.
   long write(std::string_view text) {
@@ -54,7 +56,8 @@ struct Desk {
 };
 
 const std::string kTwoRules = "measure func=FILE_CHECK uid=8\nmeasure func=BPRM_CHECK uid=9\n";
-const std::string kTwoRulesBack = "measure func=FILE_CHECK uid=8 \nmeasure func=BPRM_CHECK uid=9 \n";
+const std::string kTwoRulesBack =
+    "measure func=FILE_CHECK uid=8 \nmeasure func=BPRM_CHECK uid=9 \n";
 
 TEST_CASE("a write takes the first line and says how long it was") {
   Desk desk;
@@ -138,7 +141,8 @@ TEST_CASE("a policy arrives whole whatever the size of the writer's buffer") {
     text += rule + "\n";
     expected += rule + " \n";
   }
-  for (const std::size_t buffer : {std::size_t{1}, std::size_t{512}, std::size_t{4096}, std::size_t{131072}, text.size()}) {
+  for (const std::size_t buffer :
+       {std::size_t{1}, std::size_t{512}, std::size_t{4096}, std::size_t{131072}, text.size()}) {
     INFO("buffer of " << buffer);
     Desk desk;
     CHECK(desk.write_all(text, buffer));
@@ -152,7 +156,8 @@ TEST_CASE("the last line of a policy written byte by byte needs no newline") {
   CHECK(desk.loaded() == kTwoRulesBack);
 }
 
-TEST_CASE("a bad last line without a newline that was kept for later loses the update at the close") {
+TEST_CASE(
+    "a bad last line without a newline that was kept for later loses the update at the close") {
   Desk desk;
   CHECK(desk.write_all("measure uid=1\nnonsense", 1));
   CHECK(desk.loaded().empty());
@@ -197,8 +202,9 @@ TEST_CASE("a path written byte by byte is a path") {
 }
 
 TEST_CASE("a policy file must be there, regular, good in each line, and end in a newline") {
-  const std::map<std::string, int> errors = {{"/missing", ENOENT}, {"/directory", EINVAL}, {"/empty", EINVAL},
-                                             {"/bad", EINVAL},     {"/no-newline", EINVAL}, {"/nul", EINVAL}};
+  const std::map<std::string, int> errors = {{"/missing", ENOENT},    {"/directory", EINVAL},
+                                             {"/empty", EINVAL},      {"/bad", EINVAL},
+                                             {"/no-newline", EINVAL}, {"/nul", EINVAL}};
   for (const auto& [path, code] : errors) {
     INFO(path);
     Desk desk;
@@ -269,13 +275,14 @@ TEST_CASE("each rule is reported in the kernel's words") {
                         });
 }
 
-// Lines of pairs: a rule, and the kernel's record of it. Left out is what a later kernel knows and that
-// one did not (dont_audit, fs_subtype=, sigv3 for files, comments behind a rule).
+// Lines of pairs: a rule, and the kernel's record of it. Left out is what a later kernel knows and
+// that one did not (dont_audit, fs_subtype=, sigv3 for files, comments behind a rule).
 TEST_CASE("the record of a rule is the kernel's, to the token where it stops") {
   std::ifstream pairs(IMAFS_TEST_DATA "/rule_records.txt");
   REQUIRE(pairs);
   int compared = 0;
-  for (std::string rule, record; std::getline(pairs, rule) && std::getline(pairs, record); ++compared) {
+  for (std::string rule, record; std::getline(pairs, rule) && std::getline(pairs, record);
+       ++compared) {
     ParseContext context;
     context.builtin_policy_active = false;
     const auto parsed = parse_rule(rule, context);

@@ -21,7 +21,8 @@ StatusReport sample() {
   report.mount_point = "/mnt/\xff\"quoted\"";
   report.options = {{"hash", "sha256"}, {"pcr", "10"}};
   auto policy = std::make_shared<Policy>();
-  policy->rules = {rule_of(Action::kMeasure, Hook::kFileCheck), rule_of(Action::kMeasure, Hook::kModuleCheck),
+  policy->rules = {rule_of(Action::kMeasure, Hook::kFileCheck),
+                   rule_of(Action::kMeasure, Hook::kModuleCheck),
                    rule_of(Action::kAppraise, Hook::kNone), rule_of(Action::kAudit, Hook::kNone),
                    rule_of(Action::kAudit, Hook::kFileCheck)};
   policy->is_builtin = false;
@@ -59,7 +60,8 @@ TEST_CASE("status names the rules that cannot act") {
   CHECK(json["policy"]["rules"] == 5);
   CHECK(json["policy"]["hooks_that_never_fire"] == nlohmann::json::array({"MODULE_CHECK"}));
   CHECK(json["policy"]["rules_not_acted_on"] == nlohmann::json{{"appraise", 1}, {"audit", 2}});
-  CHECK(degraded_in(json) == std::set<std::string>{"no-leases", "rules-never-fire", "rules-not-acted-on"});
+  CHECK(degraded_in(json) ==
+        std::set<std::string>{"no-leases", "rules-never-fire", "rules-not-acted-on"});
 }
 
 TEST_CASE("status shows each PCR as replayed and as read, and whether they are equal") {

@@ -30,8 +30,8 @@ class ControlDir {
     MeasurementLog& log;
     std::function<std::string()> status;   // the JSON text, newline at its end
     std::function<std::string()> metrics;  // Prometheus text
-    // Reads a policy file for "a path as first line". Empty: policy_file.h's, which reads the machine's tree
-    // and measures the file as POLICY_CHECK.
+    // Reads a policy file for "a path as first line". Empty: policy_file.h's, which reads the
+    // machine's tree and measures the file as POLICY_CHECK.
     std::function<Result<std::string>(const std::string& path)> read_policy_file;
     const Template* custom_template = nullptr;
     std::uint32_t owner_uid = 0;
@@ -42,7 +42,8 @@ class ControlDir {
 
   static bool owns(std::uint64_t node) { return (node & kControlBit) != 0; }
 
-  // ENOENT. Ids of label and name files under critical_data/ are made on first lookup or create and stay.
+  // ENOENT. Ids of label and name files under critical_data/ are made on first lookup or create and
+  // stay.
   virtual Result<std::uint64_t> look_up(std::uint64_t directory, std::string_view name) = 0;
   virtual Result<struct stat> get_attr(std::uint64_t node) = 0;
   // Only in critical_data/ and critical_data_hash/: directories for labels, files for names.
@@ -56,14 +57,17 @@ class ControlDir {
   };
   virtual Result<std::vector<DirEntry>> list(std::uint64_t directory) = 0;
 
-  // `flags` as of open(2). Errors as the kernel's securityfs: EACCES, EBUSY, ENOENT. A handle is > 0.
+  // `flags` as of open(2). Errors as the kernel's securityfs: EACCES, EBUSY, ENOENT. A handle is >
+  // 0.
   virtual Result<std::uint64_t> open(std::uint64_t node, int flags, const Requester& requester) = 0;
-  virtual Result<std::size_t> read(std::uint64_t handle, std::uint64_t offset, std::span<char> out) = 0;
+  virtual Result<std::size_t> read(std::uint64_t handle, std::uint64_t offset,
+                                   std::span<char> out) = 0;
   // Bytes consumed. EINVAL: a bad rule.
-  virtual Result<std::size_t> write(std::uint64_t handle, std::uint64_t offset, std::string_view text) = 0;
-  // close(2) of a writer: FUSE's FLUSH may come several times (dup); RELEASE once. What was written is
-  // loaded, or measured, by the flush that follows it, see policy_desk.cpp; so FLUSH must not be switched off
-  // for writers of control files, and its error is close(2)'s.
+  virtual Result<std::size_t> write(std::uint64_t handle, std::uint64_t offset,
+                                    std::string_view text) = 0;
+  // close(2) of a writer: FUSE's FLUSH may come several times (dup); RELEASE once. What was written
+  // is loaded, or measured, by the flush that follows it, see policy_desk.cpp; so FLUSH must not be
+  // switched off for writers of control files, and its error is close(2)'s.
   virtual Status flush(std::uint64_t handle, const Requester& requester) = 0;
   virtual void release(std::uint64_t handle, const Requester& requester) = 0;
   // Whether bytes beyond `offset` exist now; `wake` is called once when they may (for poll).

@@ -54,6 +54,7 @@ struct CriticalData {
   bool hashed = false;     // the hash of the data is logged instead of the data
   bool appending = false;  // O_APPEND: offsets mean nothing
 };
-std::unique_ptr<ControlFile> open_critical_data(MeasureGate& gate, CriticalData what, const Requester& opener);
+std::unique_ptr<ControlFile> open_critical_data(MeasureGate& gate, CriticalData what,
+                                                const Requester& opener);
 
 }  // namespace imafs

@@ -32,7 +32,8 @@ class PolicyDesk {
   explicit PolicyDesk(Sources sources) : sources_(std::move(sources)) {}
 
   // EBUSY: another writer has it open.
-  Result<std::unique_ptr<ControlFile>> open_writer(PolicyLoad how, bool appending, const Requester& opener);
+  Result<std::unique_ptr<ControlFile>> open_writer(PolicyLoad how, bool appending,
+                                                   const Requester& opener);
   // Why the last update failed; empty after one that was completed.
   std::string last_error() const;
   Counts counts() const;

@@ -1,5 +1,5 @@
-// One update of the policy, as open(2), write(2) and close(2) of the kernel's `policy` file make it:
-// a line at a time, an error loses the whole update, the rules are handed over at the close.
+// One update of the policy, as open(2), write(2) and close(2) of the kernel's `policy` file make
+// it: a line at a time, an error loses the whole update, the rules are handed over at the close.
 // Knows nothing of files and handles; whoever holds it loads what close() gives.
 //
 // Not thread-safe: one update has one writer.
@@ -40,12 +40,15 @@ class PolicyWriter {
   explicit PolicyWriter(Sources sources);
 
   enum class Position { kAsGiven, kAppending };  // kAppending: O_APPEND, the offset means nothing
-  // Takes one line off the front of `text`: bytes consumed, never more than there are. EINVAL: a bad
-  // rule, a line too long, or a wrong offset. ENOENT and its like: of a policy file. EACCES: only
-  // signed policies may be loaded. Any error loses the whole update; later lines are still judged.
-  Result<std::size_t> write(std::uint64_t offset, std::string_view text, Position position = Position::kAsGiven);
+  // Takes one line off the front of `text`: bytes consumed, never more than there are. EINVAL: a
+  // bad rule, a line too long, or a wrong offset. ENOENT and its like: of a policy file. EACCES:
+  // only signed policies may be loaded. Any error loses the whole update; later lines are still
+  // judged.
+  Result<std::size_t> write(std::uint64_t offset, std::string_view text,
+                            Position position = Position::kAsGiven);
 
-  // The end of what was written so far. Takes the rules: none if there were none or the update is lost.
+  // The end of what was written so far. Takes the rules: none if there were none or the update is
+  // lost.
   std::vector<Rule> close();
 
   bool is_lost() const { return lost_; }

@@ -20,8 +20,9 @@ struct StatusReport {
   std::string version;
   std::string mount_point;
   std::string backing;
-  std::int64_t started_at = 0;                                // seconds since the epoch
-  std::vector<std::pair<std::string, std::string>> options;  // as in force, in this order: {"hash", "sha256"}
+  std::int64_t started_at = 0;  // seconds since the epoch
+  std::vector<std::pair<std::string, std::string>>
+      options;  // as in force, in this order: {"hash", "sha256"}
 
   std::shared_ptr<const Policy> policy;  // null: not reported
   std::string last_policy_error;         // empty: none since the last good update
@@ -50,7 +51,8 @@ struct StatusReport {
   };
   std::vector<Degradation> degraded;
 
-  // Any further number, for metrics and for status: {"imafs_opens_total", "Opens of regular files.", 12}.
+  // Any further number, for metrics and for status: {"imafs_opens_total", "Opens of regular
+  // files.", 12}.
   struct Counter {
     std::string name;  // ends in _total if it only grows
     std::string help;
@@ -63,8 +65,8 @@ struct StatusReport {
 std::string to_json(const StatusReport& report);
 std::string to_prometheus(const StatusReport& report);
 
-// Degradations that follow from the facts of the report itself: TPM faults, a foreign extend, missing
-// extends, rules that are not acted on. Both texts list them beside report.degraded.
+// Degradations that follow from the facts of the report itself: TPM faults, a foreign extend,
+// missing extends, rules that are not acted on. Both texts list them beside report.degraded.
 std::vector<StatusReport::Degradation> all_degradations(const StatusReport& report);
 
 }  // namespace imafs
