@@ -1,0 +1,147 @@
+#include "imafs/swtpm_process.h"
+
+#include <fcntl.h>
+#include <signal.h>
+#include <spawn.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <charconv>
+#include <chrono>
+#include <cstring>
+#include <thread>
+#include <vector>
+
+#include "imafs/digest.h"
+#include "imafs/posix_file.h"
+#include "imafs/unique_fd.h"
+
+extern char** environ;
+
+namespace imafs {
+namespace {
+
+// sun_path holds 108 bytes with its NUL, and ".ctrl" must fit behind.
+constexpr std::size_t kMaxSocketPath = 102;
+constexpr auto kStopLimit = std::chrono::seconds(3);
+constexpr std::uint32_t kCommandShutdown = 3;  // CMD_SHUTDOWN of swtpm's control channel
+
+// Beside the state, unless the path would be too long for a socket: then under the runtime directory.
+std::string socket_path(const std::string& directory) {
+  std::string path = directory + "/sock";
+  if (path.size() <= kMaxSocketPath) return path;
+  const char* const runtime = ::geteuid() == 0 ? "/run" : ::getenv("XDG_RUNTIME_DIR");
+  const std::string name = to_hex(hash_of(HashAlgorithm::kSha256, as_bytes(directory)).bytes()).substr(0, 24);
+  const std::string parent = std::string(runtime ? runtime : "/tmp") + "/imafs-" + std::to_string(::geteuid());
+  (void)make_directories(parent, 0700);
+  return parent + "/" + name;
+}
+
+UniqueFd connect_to(const std::string& path) {
+  UniqueFd fd(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
+  struct sockaddr_un address {};
+  address.sun_family = AF_UNIX;
+  if (path.size() >= sizeof address.sun_path) return {};
+  std::memcpy(address.sun_path, path.c_str(), path.size() + 1);
+  if (::connect(fd.get(), reinterpret_cast<const struct sockaddr*>(&address), sizeof address) != 0) return {};
+  return fd;
+}
+
+}  // namespace
+
+SwtpmProcess::SwtpmProcess(std::string directory, std::string socket)
+    : directory_(std::move(directory)), socket_(std::move(socket)), tcti_("swtpm:path=" + socket_) {}
+
+Result<std::unique_ptr<SwtpmProcess>> SwtpmProcess::find_or_start(const std::string& directory) {
+  if (auto made = make_directories(directory, 0700); !made) return fail(made.error());
+  std::unique_ptr<SwtpmProcess> process(new SwtpmProcess(directory, socket_path(directory)));
+  process->was_running_ = process->find();
+  if (!process->was_running_) {
+    if (auto started = process->start(); !started) return fail(started.error());
+  }
+  return process;
+}
+
+bool SwtpmProcess::is_ours(pid_t pid) const {
+  // Not a requester of ours but a child of an earlier mount: its command line is safe to read.
+  const auto command = read_file("/proc/" + std::to_string(pid) + "/cmdline", 1 << 16);
+  return command && command->find("swtpm") != std::string::npos && command->find("path=" + socket_ + '\0') != std::string::npos;
+}
+
+bool SwtpmProcess::find() {
+  const auto text = read_file(directory_ + "/pid", 64);
+  if (!text) return false;
+  pid_t pid = 0;
+  std::from_chars(text->data(), text->data() + text->size(), pid);
+  if (pid <= 0 || !is_ours(pid) || !connect_to(socket_ + ".ctrl")) return false;
+  pid_ = pid;
+  return true;
+}
+
+Status SwtpmProcess::start() {
+  ::unlink(socket_.c_str());
+  ::unlink((socket_ + ".ctrl").c_str());
+  const std::vector<std::string> words{
+      "swtpm",  "socket",  "--tpm2", "--daemon", "--tpmstate", "dir=" + directory_,
+      "--server", "type=unixio,path=" + socket_, "--ctrl", "type=unixio,path=" + socket_ + ".ctrl",
+      "--flags", "not-need-init,startup-clear", "--pid", "file=" + directory_ + "/pid",
+      "--log", "file=" + directory_ + "/log,level=1"};
+  std::vector<char*> arguments;
+  for (const std::string& word : words) arguments.push_back(const_cast<char*>(word.c_str()));
+  arguments.push_back(nullptr);
+
+  posix_spawn_file_actions_t files;
+  ::posix_spawn_file_actions_init(&files);
+  for (int fd = 0; fd < 3; ++fd) ::posix_spawn_file_actions_addopen(&files, fd, "/dev/null", O_RDWR, 0);
+  posix_spawnattr_t attributes;
+  ::posix_spawnattr_init(&attributes);
+  sigset_t none;
+  ::sigemptyset(&none);
+  ::posix_spawnattr_setsigmask(&attributes, &none);
+  ::posix_spawnattr_setflags(&attributes, POSIX_SPAWN_SETSIGMASK);
+  pid_t starter = 0;
+  const int error = ::posix_spawnp(&starter, "swtpm", &files, &attributes, arguments.data(), environ);
+  ::posix_spawnattr_destroy(&attributes);
+  ::posix_spawn_file_actions_destroy(&files);
+  if (error == ENOENT) return fail(ENOENT, "swtpm is not installed; install it, or choose a TPM with --tpm");
+  if (error != 0) return fail(error_of(error, "cannot start swtpm"));
+
+  // It forks once its sockets stand; the one we started ends then.
+  int status = 0;
+  while (::waitpid(starter, &status, 0) < 0 && errno == EINTR) {
+  }
+  if (!WIFEXITED(status) || WEXITSTATUS(status) != 0) {
+    const auto log = read_file(directory_ + "/log", 1 << 16);
+    return fail(EIO, "swtpm did not start in '" + directory_ + "'" + (log && !log->empty() ? ": " + log->substr(0, log->find('\n')) : ""));
+  }
+  if (!find()) return fail(EIO, "swtpm started in '" + directory_ + "' and does not answer");
+  return {};
+}
+
+void SwtpmProcess::stop() {
+  if (pid_ == 0 || !is_ours(pid_)) return;
+  if (const UniqueFd control = connect_to(socket_ + ".ctrl")) {
+    Bytes command;
+    append_be32(command, kCommandShutdown);
+    (void)write_all(control.get(), command);
+    std::uint32_t answer = 0;
+    (void)!::read(control.get(), &answer, sizeof answer);
+  }
+  const auto until = std::chrono::steady_clock::now() + kStopLimit;
+  bool asked = false;
+  while (is_ours(pid_) && std::chrono::steady_clock::now() < until) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(2));
+    if (!asked && std::chrono::steady_clock::now() + kStopLimit / 2 > until) {
+      ::kill(pid_, SIGTERM);
+      asked = true;
+    }
+  }
+  ::unlink(socket_.c_str());
+  ::unlink((socket_ + ".ctrl").c_str());
+  ::unlink((directory_ + "/pid").c_str());
+  pid_ = 0;
+}
+
+}  // namespace imafs

@@ -1,0 +1,40 @@
+// The private TPM: a swtpm of our own, in the state directory. A process of its own that survives a
+// crash of the daemon, is found again by its socket, and ends with a clean unmount.
+#pragma once
+
+#include <sys/types.h>
+
+#include <memory>
+#include <string>
+
+#include "imafs/result.h"
+
+namespace imafs {
+
+class SwtpmProcess {
+ public:
+  // Finds the swtpm of `directory` (made with 0700 if missing), or starts one with PCRs reset.
+  // ENOENT: swtpm is not installed.
+  static Result<std::unique_ptr<SwtpmProcess>> find_or_start(const std::string& directory);
+
+  const std::string& tcti() const { return tcti_; }  // "swtpm:path=..."
+  pid_t pid() const { return pid_; }
+  bool was_running() const { return was_running_; }
+
+  // Ends it and waits until it is gone. Never touches a process that is not this swtpm.
+  void stop();
+
+ private:
+  SwtpmProcess(std::string directory, std::string socket);
+  bool find();
+  Status start();
+  bool is_ours(pid_t pid) const;
+
+  const std::string directory_;
+  const std::string socket_;  // data; the control socket has ".ctrl" behind it
+  const std::string tcti_;
+  pid_t pid_ = 0;
+  bool was_running_ = false;
+};
+
+}  // namespace imafs
