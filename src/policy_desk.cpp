@@ -22,6 +22,15 @@ namespace {
 // is for a busy machine only.
 constexpr auto kReleaseInFlight = std::chrono::milliseconds(100);
 
+std::string printable_line(const std::string& text) {
+  std::string line = text.substr(0, text.find('\n'));
+  for (char& c : line) {
+    const auto byte = static_cast<unsigned char>(c);
+    if (byte < 0x20 || byte == 0x7f) c = '?';
+  }
+  return line;
+}
+
 }  // namespace
 
 class PolicyUpdateFile final : public ControlFile {
@@ -69,10 +78,20 @@ class PolicyUpdateFile final : public ControlFile {
       return desk_.sources_.read_policy_file(path, opener_);
     };
     sources.report = [this](AuditRecord record) { report(std::move(record)); };
-    sources.refused = [this](const std::string& reason) { desk_.note_refusal(reason); };
+    sources.refused = [this](const std::string& reason) { refused(reason); };
     sources.custom_template = desk_.sources_.custom_template;
     sources.origin = how_ == PolicyLoad::kReplace ? ".ima/policy_replace" : ".ima/policy";
     return sources;
+  }
+
+  // The kernel's records do not say why. This one does, in a line; status has the whole text.
+  void refused(const std::string& reason) {
+    desk_.note_refusal(reason);
+    AuditRecord record;
+    record.type = AuditRecord::Type::kPolicyRule;
+    record.succeeded = false;
+    record.text = "policy update refused: " + printable_line(reason);
+    report(std::move(record));
   }
 
   void report(AuditRecord record) {

@@ -100,7 +100,17 @@ TEST_CASE("every update is reported once, failed ones too") {
   for (const auto& record : mount.records) {
     if (record.type == AuditRecord::Type::kPolicyRule) rules.push_back(record.text);
   }
-  CHECK(rules == std::vector<std::string>{"action=measure uid=1 res=1", "UNKNOWN=nonsense res=0"});
+  REQUIRE(rules.size() == 3);
+  CHECK(rules[0] == "action=measure uid=1 res=1");
+  CHECK(rules[1] == "UNKNOWN=nonsense res=0");
+  CHECK(rules[2].starts_with("policy update refused: .ima/policy:1:1: "));
+}
+
+TEST_CASE("the reason of a refusal is one line of the messages, whatever was written") {
+  Mount mount;
+  mount.echo("/no\x1b[2J\x7f", "policy");
+  REQUIRE_FALSE(mount.records.empty());
+  CHECK(mount.records[0].text == "policy update refused: no /no?[2J?");
 }
 
 TEST_CASE("a policy whose change cannot be measured does not take effect and close says why") {
