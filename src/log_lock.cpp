@@ -1,0 +1,44 @@
+#include "log_lock.h"
+
+#include <fcntl.h>
+#include <sys/file.h>
+#include <unistd.h>
+
+#include <cstdlib>
+
+#include "imafs/digest.h"
+#include "imafs/posix_file.h"
+
+namespace imafs {
+
+Result<LogLock> LogLock::take(const std::string& path, const std::string& what) {
+  LogLock lock;
+  lock.fd_.reset(::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600));
+  if (!lock.fd_) return fail(errno_error("cannot lock " + what));
+  if (::flock(lock.fd_.get(), LOCK_EX | LOCK_NB) != 0) {
+    if (errno != EWOULDBLOCK) return fail(errno_error("cannot lock " + what));
+    const auto holder = read_file(path, 64);
+    const std::string pid = holder ? holder->substr(0, holder->find('\n')) : "";
+    return fail(EALREADY, what + " is in use by another imafs" + (pid.empty() ? "" : ", process " + pid));
+  }
+  const std::string pid = std::to_string(::getpid()) + "\n";
+  if (::ftruncate(lock.fd_.get(), 0) != 0) return fail(errno_error("cannot lock " + what));
+  if (auto written = pwrite_all(lock.fd_.get(), as_bytes(pid), 0); !written && written.error().code != ENOSPC) {
+    return fail(written.error());
+  }
+  return lock;
+}
+
+Result<LogLock> LogLock::of_directory(const std::string& directory) {
+  return take(directory + "/lock", "the state directory '" + directory + "'");
+}
+
+Result<LogLock> LogLock::of_tpm(const std::string& identity, std::uint32_t pcr) {
+  const char* const runtime = ::geteuid() == 0 ? "/run" : ::getenv("XDG_RUNTIME_DIR");
+  const std::string directory = std::string(runtime ? runtime : "/tmp") + "/imafs-" + std::to_string(::geteuid());
+  if (auto made = make_directories(directory, 0700); !made) return fail(made.error());
+  const std::string name = to_hex(hash_of(HashAlgorithm::kSha256, as_bytes(identity)).bytes()).substr(0, 24);
+  return take(directory + "/tpm-" + name + "-pcr" + std::to_string(pcr) + ".lock", "PCR " + std::to_string(pcr) + " of this TPM");
+}
+
+}  // namespace imafs

@@ -1,0 +1,25 @@
+// "One log, one writer": locks on a state directory and on a PCR of a TPM, held for the life of the
+// object and given back by the kernel when the process dies.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "imafs/result.h"
+#include "imafs/unique_fd.h"
+
+namespace imafs {
+
+class LogLock {
+ public:
+  LogLock() = default;
+  // EALREADY: another process holds it; the sentence says which.
+  static Result<LogLock> of_directory(const std::string& directory);
+  static Result<LogLock> of_tpm(const std::string& identity, std::uint32_t pcr);
+
+ private:
+  static Result<LogLock> take(const std::string& path, const std::string& what);
+  UniqueFd fd_;
+};
+
+}  // namespace imafs
