@@ -1,0 +1,456 @@
+#include "imafs/inode_table.h"
+
+#include <fcntl.h>
+#include <sys/sysmacros.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <cstdio>
+#include <cstring>
+#include <list>
+#include <mutex>
+#include <unordered_map>
+#include <vector>
+
+namespace imafs {
+namespace {
+
+constexpr std::size_t kMaxNames = 8;  // of a file with many links: those looked up last
+constexpr int kMaxDepth = 4096;       // of a path; a guard, the tree has no loops
+
+// Which file it is. The birth time tells a new file from an old one that had the same inode number.
+struct Identity {
+  std::uint16_t mount = 0;
+  dev_t device = 0;
+  ino_t inode = 0;
+  bool operator==(const Identity&) const = default;
+};
+
+struct HashIdentity {
+  std::size_t operator()(const Identity& identity) const {
+    return identity.inode * 0x9e3779b97f4a7c15ULL ^ identity.device << 17 ^ identity.mount;
+  }
+};
+
+struct Name {
+  NodeId parent = 0;
+  std::uint32_t tid = 0;  // of the thread that looked it up last
+  std::string name;
+};
+
+struct Node {
+  Identity identity;
+  std::int64_t birth_ns = 0;
+  FileHandle handle;
+  std::uint64_t lookups = 0;   // the kernel's references
+  std::uint32_t children = 0;  // names of other nodes that lead through this one
+  bool may_have_names = false;
+  std::vector<Name> names;     // the last one looked up is at the end
+  PathFd pinned;               // the file is about to be unlinked, or was
+};
+
+struct Seen {
+  struct stat attr {};
+  std::int64_t birth_ns = 0;
+};
+
+Result<Seen> look_at(int directory, const char* name, int flags) {
+  struct statx answer {};
+  if (::statx(directory, name, flags | AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT, STATX_BASIC_STATS | STATX_BTIME, &answer) != 0) {
+    return fail(errno_error("lookup"));
+  }
+  Seen seen;
+  struct stat& attr = seen.attr;
+  attr.st_dev = makedev(answer.stx_dev_major, answer.stx_dev_minor);
+  attr.st_ino = answer.stx_ino;
+  attr.st_nlink = answer.stx_nlink;
+  attr.st_mode = answer.stx_mode;
+  attr.st_uid = answer.stx_uid;
+  attr.st_gid = answer.stx_gid;
+  attr.st_rdev = makedev(answer.stx_rdev_major, answer.stx_rdev_minor);
+  attr.st_size = static_cast<off_t>(answer.stx_size);
+  attr.st_blksize = answer.stx_blksize;
+  attr.st_blocks = static_cast<blkcnt_t>(answer.stx_blocks);
+  attr.st_atim = {answer.stx_atime.tv_sec, answer.stx_atime.tv_nsec};
+  attr.st_mtim = {answer.stx_mtime.tv_sec, answer.stx_mtime.tv_nsec};
+  attr.st_ctim = {answer.stx_ctime.tv_sec, answer.stx_ctime.tv_nsec};
+  seen.birth_ns = answer.stx_btime.tv_sec * 1'000'000'000 + answer.stx_btime.tv_nsec;
+  return seen;
+}
+
+std::string proc_path(int fd) { return "/proc/self/fd/" + std::to_string(fd); }
+
+class Table final : public InodeTable {
+ public:
+  Table(BackingTree& tree, std::size_t cached) : tree_(tree), limit_(cached) {
+    struct stat attr {};
+    ::fstat(tree.root(), &attr);
+    Node& root = nodes_[kRootNode];
+    root.identity = {0, attr.st_dev, attr.st_ino};
+    root.lookups = 1;
+    root.pinned = std::make_shared<const UniqueFd>(::fcntl(tree.root(), F_DUPFD_CLOEXEC, 0));
+    by_identity_[root.identity] = kRootNode;
+  }
+
+  Result<Found> look_up(NodeId parent, std::string_view name, std::uint32_t tid) override;
+  Result<Found> adopt(int fd, NodeId parent, std::string_view name, std::uint32_t tid) override;
+  bool forget(NodeId id, std::uint64_t count) override;
+  std::uint64_t size() const override {
+    const std::lock_guard lock(mutex_);
+    return nodes_.size();
+  }
+  std::size_t open_descriptors() const override {
+    const std::lock_guard lock(mutex_);
+    return cache_.size() + pinned_;
+  }
+  Result<PathFd> path_fd(NodeId id) override;
+  Result<UniqueFd> open(NodeId id, int flags) override;
+  std::pair<dev_t, ino_t> identity_of(NodeId id) const override {
+    const std::lock_guard lock(mutex_);
+    const auto found = nodes_.find(id);
+    if (found == nodes_.end()) return {0, 0};
+    return {found->second.identity.device, found->second.identity.inode};
+  }
+  void did_unlink(NodeId, std::string_view) override {}  // a deleted file keeps its last name
+  void did_rename(NodeId parent, std::string_view name, NodeId new_parent, std::string_view new_name, bool exchanged) override;
+  void will_unlink(NodeId parent, std::string_view name) override;
+  std::string path_of(NodeId id, std::uint32_t tid) const override;
+  std::optional<std::pair<NodeId, std::string>> name_of(NodeId id) const override;
+
+ private:
+  using Lock = std::unique_lock<std::mutex>;
+
+  // `fd`: the child's, or -1: then one is opened when the node is new.
+  Result<Found> enter(int fd, NodeId parent, int directory, std::uint16_t mount, std::string_view name, const Seen& seen,
+                      std::uint32_t tid);
+  void set_name(NodeId id, NodeId parent, std::string_view name, std::uint32_t tid);
+  void drop_name(Name& name);
+  void erase_if_unused(NodeId id);
+  void remember(NodeId id, PathFd fd, Lock& lock);
+  std::optional<std::uint16_t> mount_of(NodeId id) const;
+  NodeId known(std::uint16_t mount, const Seen& seen) const;
+  void rename_one(NodeId parent, std::string_view name, NodeId new_parent, std::string_view new_name);
+
+  BackingTree& tree_;
+  const std::size_t limit_;
+
+  mutable std::mutex mutex_;  // everything below; never held across a system call but close
+  std::unordered_map<NodeId, Node> nodes_;
+  std::unordered_map<Identity, NodeId, HashIdentity> by_identity_;
+  NodeId next_id_ = kRootNode + 1;
+  // O_PATH descriptors kept for speed, the longest unused first.
+  struct Cached {
+    NodeId id;
+    PathFd fd;
+  };
+  std::list<Cached> cache_;
+  std::unordered_map<NodeId, std::list<Cached>::iterator> cached_;
+  std::size_t pinned_ = 0;
+};
+
+std::optional<std::uint16_t> Table::mount_of(NodeId id) const {
+  const auto found = nodes_.find(id);
+  if (found == nodes_.end()) return std::nullopt;
+  return found->second.identity.mount;
+}
+
+NodeId Table::known(std::uint16_t mount, const Seen& seen) const {
+  const auto found = by_identity_.find(Identity{mount, seen.attr.st_dev, seen.attr.st_ino});
+  if (found == by_identity_.end()) return 0;
+  const Node& node = nodes_.at(found->second);
+  return found->second == kRootNode || node.birth_ns == seen.birth_ns ? found->second : 0;
+}
+
+Result<InodeTable::Found> Table::look_up(NodeId parent, std::string_view name, std::uint32_t tid) {
+  auto directory = path_fd(parent);
+  if (!directory) return fail(directory.error());
+  const std::string child(name);
+  auto seen = look_at((*directory)->get(), child.c_str(), 0);
+  if (!seen) return fail(seen.error());
+  std::uint16_t mount = 0;
+  {
+    const Lock lock(mutex_);
+    const auto found = mount_of(parent);
+    if (!found) return fail(ESTALE, "the directory is gone");
+    mount = *found;
+  }
+  const auto above = tree_.mounted_on(mount, seen->attr.st_dev, seen->attr.st_ino);
+  if (!above) return enter(-1, parent, (*directory)->get(), mount, name, *seen, tid);
+  seen = look_at(tree_.root_of(*above), "", AT_EMPTY_PATH);
+  if (!seen) return fail(seen.error());
+  return enter(tree_.root_of(*above), parent, -1, *above, name, *seen, tid);
+}
+
+Result<InodeTable::Found> Table::adopt(int fd, NodeId parent, std::string_view name, std::uint32_t tid) {
+  const auto seen = look_at(fd, "", AT_EMPTY_PATH);
+  if (!seen) return fail(seen.error());
+  std::uint16_t mount = 0;
+  {
+    const Lock lock(mutex_);
+    mount = mount_of(parent).value_or(0);
+  }
+  if (!name.empty()) return enter(fd, parent, -1, mount, name, *seen, tid);
+  return enter(fd, parent, -1, mount, "#" + std::to_string(seen->attr.st_ino), *seen, tid);
+}
+
+Result<InodeTable::Found> Table::enter(int fd, NodeId parent, int directory, std::uint16_t mount, std::string_view name,
+                                       const Seen& seen, std::uint32_t tid) {
+  {
+    const Lock lock(mutex_);
+    if (const NodeId id = known(mount, seen); id != 0) {
+      ++nodes_.at(id).lookups;
+      nodes_.at(id).may_have_names = S_ISREG(seen.attr.st_mode) && seen.attr.st_nlink > 1;
+      if (id != kRootNode) set_name(id, parent, name, tid);
+      return Found{id, seen.attr};
+    }
+  }
+  // New to us: a handle, taken from a descriptor so that it is surely of the file we saw.
+  UniqueFd own;
+  Seen now = seen;
+  if (fd < 0) {
+    own.reset(::openat(directory, std::string(name).c_str(), O_PATH | O_NOFOLLOW | O_CLOEXEC));
+    if (!own) return fail(errno_error("lookup"));
+    const auto again = look_at(own.get(), "", AT_EMPTY_PATH);
+    if (!again) return fail(again.error());
+    now = *again;
+  }
+  FileHandle handle = tree_.handle_of(fd < 0 ? own.get() : fd, mount);
+  const Lock lock(mutex_);
+  NodeId id = known(mount, now);
+  if (id == 0) {
+    id = next_id_++;
+    Node& node = nodes_[id];
+    node.identity = {mount, now.attr.st_dev, now.attr.st_ino};
+    node.birth_ns = now.birth_ns;
+    node.handle = std::move(handle);
+    by_identity_[node.identity] = id;  // a file that had the number before is gone, whoever still knows it
+  }
+  Node& node = nodes_.at(id);
+  ++node.lookups;
+  node.may_have_names = S_ISREG(now.attr.st_mode) && now.attr.st_nlink > 1;
+  set_name(id, parent, name, tid);
+  return Found{id, now.attr};
+}
+
+void Table::set_name(NodeId id, NodeId parent, std::string_view name, std::uint32_t tid) {
+  Node& node = nodes_.at(id);
+  auto found = std::find_if(node.names.begin(), node.names.end(),
+                            [&](const Name& one) { return one.parent == parent && one.name == name; });
+  if (found != node.names.end()) {
+    found->tid = tid;
+    std::rotate(found, found + 1, node.names.end());
+    return;
+  }
+  // Directories and files with one link have one name: the last.
+  const std::size_t keep = node.may_have_names ? kMaxNames - 1 : 0;
+  while (node.names.size() > keep) {
+    Name old = std::move(node.names.front());
+    node.names.erase(node.names.begin());
+    if (old.parent != parent) {
+      drop_name(old);
+    } else {
+      --nodes_.at(parent).children;
+    }
+  }
+  const auto above = nodes_.find(parent);
+  if (above == nodes_.end()) return;
+  ++above->second.children;
+  node.names.push_back({parent, tid, std::string(name)});
+  if (!node.may_have_names) node.names.shrink_to_fit();
+}
+
+void Table::drop_name(Name& name) {
+  const auto above = nodes_.find(name.parent);
+  if (above == nodes_.end()) return;
+  --above->second.children;
+  erase_if_unused(name.parent);
+}
+
+void Table::erase_if_unused(NodeId id) {
+  while (id != 0) {
+    const auto found = nodes_.find(id);
+    if (found == nodes_.end() || id == kRootNode || found->second.lookups > 0 || found->second.children > 0) return;
+    Node& node = found->second;
+    const auto mine = by_identity_.find(node.identity);
+    if (mine != by_identity_.end() && mine->second == id) by_identity_.erase(mine);
+    const auto kept = cached_.find(id);
+    if (kept != cached_.end()) {
+      cache_.erase(kept->second);
+      cached_.erase(kept);
+    }
+    if (node.pinned) --pinned_;
+    std::vector<Name> names = std::move(node.names);
+    nodes_.erase(found);
+    // Several names are rare; the chain of parents is walked without recursion for the first.
+    for (std::size_t i = 1; i < names.size(); ++i) drop_name(names[i]);
+    id = 0;
+    if (!names.empty()) {
+      const auto above = nodes_.find(names[0].parent);
+      if (above != nodes_.end()) {
+        --above->second.children;
+        id = names[0].parent;
+      }
+    }
+  }
+}
+
+bool Table::forget(NodeId id, std::uint64_t count) {
+  const Lock lock(mutex_);
+  const auto found = nodes_.find(id);
+  if (found == nodes_.end() || id == kRootNode) return false;
+  Node& node = found->second;
+  node.lookups -= std::min(node.lookups, count);
+  if (node.lookups > 0) return false;
+  erase_if_unused(id);
+  return true;
+}
+
+void Table::remember(NodeId id, PathFd fd, Lock&) {
+  if (limit_ == 0) return;
+  const auto old = cached_.find(id);
+  if (old != cached_.end()) return;
+  cache_.push_back({id, std::move(fd)});
+  cached_[id] = std::prev(cache_.end());
+  while (cache_.size() > limit_) {
+    cached_.erase(cache_.front().id);
+    cache_.pop_front();
+  }
+}
+
+Result<PathFd> Table::path_fd(NodeId id) {
+  FileHandle handle;
+  Identity identity;
+  NodeId parent = 0;
+  std::string name;
+  {
+    const Lock lock(mutex_);
+    const auto kept = cached_.find(id);
+    if (kept != cached_.end()) {
+      cache_.splice(cache_.end(), cache_, kept->second);
+      return kept->second->fd;
+    }
+    const auto found = nodes_.find(id);
+    if (found == nodes_.end()) return fail(ESTALE, "the file is not known any more");
+    if (found->second.pinned) return found->second.pinned;
+    handle = found->second.handle;
+    identity = found->second.identity;
+    if (!found->second.names.empty()) {
+      parent = found->second.names.back().parent;
+      name = found->second.names.back().name;
+    }
+  }
+  UniqueFd fd;
+  if (!handle.bytes.empty()) {
+    auto opened = tree_.open_handle(handle, O_PATH);
+    if (!opened) return fail(opened.error());
+    fd = std::move(*opened);
+  } else {
+    // A file system without handles: by name, and only if it is still the same file.
+    auto directory = path_fd(parent);
+    if (!directory) return fail(directory.error());
+    fd.reset(::openat((*directory)->get(), name.c_str(), O_PATH | O_NOFOLLOW | O_CLOEXEC));
+    struct stat attr {};
+    if (!fd) return fail(errno == ENOENT ? ESTALE : errno, "the file is not where it was");
+    if (::fstat(fd.get(), &attr) != 0 || attr.st_dev != identity.device || attr.st_ino != identity.inode) {
+      return fail(ESTALE, "another file has taken its place");
+    }
+  }
+  auto shared = std::make_shared<const UniqueFd>(std::move(fd));
+  Lock lock(mutex_);
+  remember(id, shared, lock);
+  return shared;
+}
+
+Result<UniqueFd> Table::open(NodeId id, int flags) {
+  FileHandle handle;
+  {
+    const Lock lock(mutex_);
+    const auto found = nodes_.find(id);
+    if (found == nodes_.end()) return fail(ESTALE, "the file is not known any more");
+    if (!found->second.pinned) handle = found->second.handle;
+  }
+  if (!handle.bytes.empty()) return tree_.open_handle(handle, flags);
+  auto path = path_fd(id);
+  if (!path) return fail(path.error());
+  UniqueFd fd(::open(proc_path((*path)->get()).c_str(), flags | O_CLOEXEC));
+  if (!fd) return fail(errno_error("open"));
+  return fd;
+}
+
+void Table::will_unlink(NodeId parent, std::string_view name) {
+  auto directory = path_fd(parent);
+  if (!directory) return;
+  UniqueFd fd(::openat((*directory)->get(), std::string(name).c_str(), O_PATH | O_NOFOLLOW | O_CLOEXEC));
+  if (!fd) return;
+  const auto seen = look_at(fd.get(), "", AT_EMPTY_PATH);
+  if (!seen || (!S_ISDIR(seen->attr.st_mode) && seen->attr.st_nlink > 1)) return;
+  auto pin = std::make_shared<const UniqueFd>(std::move(fd));
+  const Lock lock(mutex_);
+  const NodeId id = known(mount_of(parent).value_or(0), *seen);
+  if (id == 0 || id == kRootNode || nodes_.at(id).pinned) return;
+  nodes_.at(id).pinned = std::move(pin);
+  ++pinned_;
+}
+
+void Table::rename_one(NodeId parent, std::string_view name, NodeId new_parent, std::string_view new_name) {
+  auto directory = path_fd(new_parent);
+  if (!directory) return;
+  const auto seen = look_at((*directory)->get(), std::string(new_name).c_str(), 0);
+  if (!seen) return;
+  const Lock lock(mutex_);
+  const NodeId id = known(mount_of(new_parent).value_or(0), *seen);
+  if (id == 0 || id == kRootNode) return;
+  Node& node = nodes_.at(id);
+  const auto old = std::find_if(node.names.begin(), node.names.end(),
+                                [&](const Name& one) { return one.parent == parent && one.name == name; });
+  const std::uint32_t tid = old == node.names.end() ? 0 : old->tid;
+  set_name(id, new_parent, new_name, tid);
+  const auto gone = std::find_if(node.names.begin(), node.names.end(),
+                                 [&](const Name& one) { return one.parent == parent && one.name == name; });
+  if (gone == node.names.end()) return;
+  Name dropped = std::move(*gone);
+  node.names.erase(gone);
+  drop_name(dropped);
+}
+
+void Table::did_rename(NodeId parent, std::string_view name, NodeId new_parent, std::string_view new_name, bool exchanged) {
+  rename_one(parent, name, new_parent, new_name);
+  if (exchanged) rename_one(new_parent, new_name, parent, name);
+}
+
+std::string Table::path_of(NodeId id, std::uint32_t tid) const {
+  const Lock lock(mutex_);
+  std::vector<std::string_view> parts;
+  for (int depth = 0; id != kRootNode && depth < kMaxDepth; ++depth) {
+    const auto found = nodes_.find(id);
+    if (found == nodes_.end() || found->second.names.empty()) break;
+    const std::vector<Name>& names = found->second.names;
+    const auto own = std::find_if(names.rbegin(), names.rend(), [&](const Name& name) { return name.tid == tid; });
+    const Name& name = own == names.rend() ? names.back() : *own;
+    parts.push_back(name.name);
+    id = name.parent;
+  }
+  std::string path;
+  for (auto part = parts.rbegin(); part != parts.rend(); ++part) {
+    path += '/';
+    path += *part;
+  }
+  return path.empty() ? "/" : path;
+}
+
+std::optional<std::pair<NodeId, std::string>> Table::name_of(NodeId id) const {
+  const Lock lock(mutex_);
+  const auto found = nodes_.find(id);
+  if (found == nodes_.end() || found->second.names.empty()) return std::nullopt;
+  const Name& name = found->second.names.back();
+  return std::pair(name.parent, name.name);
+}
+
+}  // namespace
+
+std::unique_ptr<InodeTable> InodeTable::create(BackingTree& tree, std::size_t cached_descriptors) {
+  return std::make_unique<Table>(tree, cached_descriptors);
+}
+
+}  // namespace imafs

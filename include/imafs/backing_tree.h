@@ -8,6 +8,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "imafs/policy_matcher.h"
@@ -30,8 +31,8 @@ class BackingTree {
     std::string directory;
     bool one_file_system = false;
   };
-  // As root: a detached recursive clone, pseudo file systems left out. As a plain user: the directory
-  // itself. The sentence of an error names the directory.
+  // As root: detached clones of the mounts in it, pseudo file systems left out. As a plain user: the
+  // directory itself. The sentence of an error names the directory.
   static Result<std::unique_ptr<BackingTree>> open(const Options& options);
   virtual ~BackingTree() = default;
 
@@ -39,8 +40,13 @@ class BackingTree {
   virtual bool is_private() const = 0;    // a clone: nothing mounted later shows in it
   virtual bool has_handles() const = 0;   // the root's file system gives and opens handles
 
-  // `attr` is the file's; used to find its mount. Never fails: an empty handle says "none".
-  virtual FileHandle handle_of(int fd, const struct stat& attr) = 0;
+  // The tree is one view of several mounts; each is cloned by itself, so what a mount covers shows where the
+  // mount is left out. 0 is the root's. The mount that stands on the file with that identity, in `mount`.
+  virtual std::optional<std::uint16_t> mounted_on(std::uint16_t mount, dev_t device, ino_t inode) const = 0;
+  virtual int root_of(std::uint16_t mount) const = 0;  // as root(); a file's descriptor if the mount is of one file
+
+  // Never fails: an empty handle says "none".
+  virtual FileHandle handle_of(int fd, std::uint16_t mount) = 0;
   // `flags` as for open(2), O_PATH included. ESTALE: the file is gone.
   virtual Result<UniqueFd> open_handle(const FileHandle& handle, int flags) = 0;
 
