@@ -1,0 +1,144 @@
+#include "imafs/cli.h"
+
+#include <CLI/CLI.hpp>
+#include <sstream>
+#include <string>
+#include <vector>
+
+#include "imafs/cli_policy.h"
+#include "imafs/cli_verify.h"
+#include "imafs/mount_command.h"
+#include "imafs/version.h"
+
+namespace imafs {
+namespace {
+
+constexpr const char* kFooter =
+    "Exit status: 0 done, 1 mismatch (verify), 2 usage or could not check, 3 mount point, 4 backing,\n"
+    "5 policy, 6 TPM, 7 PCR, 8 state or PCR in use, 9 no swtpm, 10 log does not fit, 11 state directory, 12 mount failed.";
+
+// -o OPT,...: ours are taken out, the rest goes to libfuse and mount(2).
+bool take_mount_options(MountConfig& config, const std::vector<std::string>& given, std::string& problem) {
+  for (const std::string& list : given) {
+    std::istringstream words(list);
+    std::string word;
+    while (std::getline(words, word, ',')) {
+      const std::size_t equals = word.find('=');
+      const std::string key = word.substr(0, equals);
+      const std::string value = equals == std::string::npos ? "" : word.substr(equals + 1);
+      if (key == "backing") config.backing = value;
+      else if (key == "policy") config.policy = value;
+      else if (key == "tpm") config.tpm = value;
+      else if (key == "hash") config.hash = value;
+      else if (key == "template") config.template_name = value;
+      else if (key == "state") config.state = value;
+      else if (key == "path-prefix") config.path_prefix = value;
+      else if (key == "show-control") config.show_control = true;
+      else if (key == "require-policy") config.require_policy = true;
+      else if (key == "ro") config.read_only = true;
+      else if (key == "rw" || key == "defaults" || key == "allow_other" || key == "default_permissions" || key == "nofail" ||
+               key == "auto" || key == "noauto" || key == "_netdev" || key == "suid" || key == "dev" || key == "exec") {
+        continue;  // what we do anyway, or what is for mount(8) alone
+      } else if (key == "nosuid" || key == "nodev" || key == "noexec" || key == "noatime" || key == "relatime" ||
+                 key == "nodiratime" || key == "sync" || key == "dirsync" || key == "max_read" || key == "fsname" || key == "subtype") {
+        config.mount_options.push_back(word);
+      } else {
+        problem = "unknown mount option '" + word + "'";
+        return false;
+      }
+    }
+  }
+  return true;
+}
+
+void add_mount_options(CLI::App& app, MountConfig& config, std::vector<std::string>& mount_options) {
+  app.add_option("MOUNTPOINT", config.mountpoint, "where the measured tree shows");
+  app.add_option("--backing", config.backing, "the tree to show; / works");
+  app.add_option("--policy", config.policy, "rules at start: a file, or builtin:NAME[+NAME]");
+  app.add_flag("--require-policy", config.require_policy, "refuse to start without a rule");
+  app.add_option("--tpm", config.tpm, "auto, none, swtpm, device[:PATH] or a TCTI string")->capture_default_str();
+  app.add_option("--pcr", config.pcr, "the PCR to extend")->capture_default_str();
+  app.add_flag("--force", config.force, "take a PCR of 16 to 23 all the same");
+  app.add_option("--hash", config.hash, "digest of files")->capture_default_str();
+  app.add_option("--template", config.template_name, "template of entries")->capture_default_str();
+  app.add_option("--template-fmt", config.template_format, "fields of a template of your own, joined by |");
+  app.add_option("--ima", config.ima, "on or off; off: a plain passthrough mount")->capture_default_str();
+  app.add_option("--state", config.state, "journal, private TPM and lock live here");
+  app.add_option("--tpm-error", config.tpm_error, "deny or continue, while an entry cannot be extended")->capture_default_str();
+  app.add_option("--path-prefix", config.path_prefix, "put before paths in the log");
+  app.add_flag("--show-control", config.show_control, "list .ima in the root");
+  app.add_flag("--one-file-system", config.one_file_system, "do not cross mounts of the backing tree");
+  app.add_flag("--new-log", config.new_log, "archive a journal that does not fit the TPM, and start anew");
+  app.add_flag("--no-dedupe", config.no_dedupe, "log also what the log has already");
+  app.add_option("--timeout", config.timeout_seconds, "seconds the kernel may believe names and attributes")->capture_default_str();
+  app.add_flag("--io-uring", config.io_uring, "speak FUSE over io_uring where the kernel has it enabled");
+  app.add_flag("--no-passthrough", config.no_passthrough, "serve all data through the daemon");
+  app.add_flag("--no-leases", config.no_leases, "do not watch writers beside the mount");
+  app.add_option("-o", mount_options, "mount options, as mount(8) gives them")->take_all();
+  app.add_flag("-f,--foreground", config.foreground, "stay, and write messages to stderr");
+  app.add_option("--log-level", config.log_level, "trace, debug, info, warning, error, critical, off")->capture_default_str();
+  app.add_option("--log-file", config.log_file, "messages go here instead of to syslog");
+}
+
+}  // namespace
+
+ExitCode run_command_line(int argc, char** argv) {
+  CLI::App app{"imafs: a mount that measures what is read through it, as the kernel's IMA does"};
+  app.set_version_flag("--version", std::string("imafs ") + kVersion);
+  app.footer(kFooter);
+  app.require_subcommand(0, 1);
+  MountConfig config;
+  std::vector<std::string> mount_options;
+  add_mount_options(app, config, mount_options);
+
+  VerifyOptions verify;
+  auto* const verify_command = app.add_subcommand("verify", "replay a log and compare it with the PCRs");
+  verify_command->add_option("TARGET", verify.target, "a mount point, a binary log, or a kexec blob")->required();
+  verify_command->add_option("--pcr-values", verify.pcr_values, "a file of PCR values to compare with");
+  verify_command->add_flag("--json", verify.json, "the result as JSON");
+
+  auto* const policy = app.add_subcommand("policy", "check, show, load and explain policies");
+  policy->require_subcommand(1);
+  std::vector<std::string> files;
+  auto* const check = policy->add_subcommand("check", "say what is wrong with policy files");
+  check->add_option("FILE", files, "policy files")->required();
+  std::string source, load_mount, load_file;
+  bool replace = false;
+  auto* const show = policy->add_subcommand("show", "print rules in normal form");
+  show->add_option("SOURCE", source, "a mount point, a file, or builtin:NAME")->required();
+  auto* const load = policy->add_subcommand("load", "load rules into a mount");
+  load->add_option("MOUNTPOINT", load_mount, "the mount")->required();
+  load->add_option("FILE", load_file, "the rules; standard input without it");
+  load->add_flag("--replace", replace, "the rules take the place of all that stand");
+  ExplainOptions explain;
+  auto* const why = policy->add_subcommand("explain", "which rule decides");
+  why->add_option("PATH", explain.paths, "paths inside the mount")->required();
+  why->add_option("--policy", explain.source, "a mount point, a file, or builtin:NAME (the default policy without it)");
+  why->add_option("--uid", explain.uid, "who opens")->capture_default_str();
+  why->add_option("--mask", explain.mask, "MAY_READ, MAY_WRITE, MAY_APPEND or MAY_EXEC");
+  why->add_option("--func", explain.hook, "the hook");
+
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    if (error.get_exit_code() == 0) {
+      app.exit(error);
+      return ExitCode::kOk;
+    }
+    std::fprintf(stderr, "imafs: %s (imafs --help lists the options)\n", error.what());
+    return ExitCode::kUsage;
+  }
+  if (verify_command->parsed()) return run_verify(verify);
+  if (check->parsed()) return policy_check(files);
+  if (show->parsed()) return policy_show(source);
+  if (load->parsed()) return policy_load(load_mount, load_file, replace);
+  if (why->parsed()) return policy_explain(explain);
+  std::string problem;
+  if (!take_mount_options(config, mount_options, problem)) {
+    std::fprintf(stderr, "imafs: %s\n", problem.c_str());
+    return ExitCode::kUsage;
+  }
+  return run_mount(std::move(config));
+}
+
+}  // namespace imafs

@@ -13,6 +13,10 @@ std::optional<std::uint32_t> number(std::string_view text) {
   return value;
 }
 
+std::string pcr_line(const std::string& bank, std::uint32_t pcr, const Bytes& value) {
+  return bank + ":" + std::to_string(pcr) + ": " + to_hex(value) + "\n";
+}
+
 bool take(LogHeader& header, std::string_view key, std::string_view value) {
   if (key == "tpm") {
     header.tpm = value;
@@ -41,7 +45,15 @@ std::string to_text(const LogHeader& header) {
                      "\npcr=" + std::to_string(header.pcr) + "\n";
   for (const HashAlgorithm algorithm : header.digests) text += "digest=" + std::string(name_of(algorithm)) + "\n";
   for (const auto& [bank, pcrs] : header.base) {
-    for (const auto& [pcr, value] : pcrs) text += "base=" + bank + ":" + std::to_string(pcr) + ": " + to_hex(value) + "\n";
+    for (const auto& [pcr, value] : pcrs) text += "base=" + pcr_line(bank, pcr, value);
+  }
+  return text;
+}
+
+std::string base_lines(const LogHeader& header) {
+  std::string text;
+  for (const auto& [bank, pcrs] : header.base) {
+    for (const auto& [pcr, value] : pcrs) text += pcr_line(bank, pcr, value);
   }
   return text;
 }

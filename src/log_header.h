@@ -21,6 +21,8 @@ struct LogHeader {
 };
 
 std::string to_text(const LogHeader& header);
+// "sha256:10: HEX" for each value of `base`.
+std::string base_lines(const LogHeader& header);
 Result<LogHeader> parse_log_header(std::string_view text);
 
 }  // namespace imafs

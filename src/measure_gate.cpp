@@ -257,9 +257,10 @@ Status MeasureGate::store_violation(Violation violation, const NamedFile& file, 
   return {};
 }
 
-Status MeasureGate::measure_boot_aggregate(const Digest& aggregate) {
+Status MeasureGate::measure_boot_aggregate(const Digest& aggregate, std::optional<Digest> legacy) {
   EntryFacts facts;
   facts.file_digest = aggregate;
+  facts.legacy_digest = std::move(legacy);
   facts.name = "boot_aggregate";
   const auto appended = log_.append(make_entry(*options_.form, options_.pcr, facts), {now_ns(), 0, 0, "imafs"});
   if (!appended) return fail(appended.error());

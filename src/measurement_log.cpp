@@ -71,6 +71,7 @@ class Log final : public MeasurementLog {
     const std::shared_lock lock(index_mutex_);
     return pcrs_;
   }
+  std::string base() const override { return base_lines(header_); }
   Status check_tpm() override {
     const std::lock_guard order(order_);
     return compare_with_tpm();
@@ -589,6 +590,20 @@ Result<std::size_t> Log::read_view(LogView view, std::uint64_t offset, std::span
 }
 
 }  // namespace
+
+bool journal_fits(const std::string& state_directory, PcrExtender& tpm) {
+  LogHeader header;
+  const auto journal = LogJournal::open(state_directory + "/journal", [&](const LogJournal::Frame& frame) -> Status {
+    if (static_cast<FrameKind>(frame.kind) != FrameKind::kHeader) return {};
+    auto parsed = parse_log_header(as_text(frame.payload));
+    if (!parsed) return fail(parsed.error());
+    header = std::move(*parsed);
+    return {};
+  });
+  if (!journal || header.tpm != tpm.identity()) return false;
+  const auto clock = tpm.clock();
+  return clock && clock->reset_count == header.reset_count;
+}
 
 Result<std::unique_ptr<MeasurementLog>> MeasurementLog::open(LogOptions options, PcrExtender* tpm) {
   auto log = std::make_unique<Log>(std::move(options), tpm);

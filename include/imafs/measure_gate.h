@@ -10,6 +10,7 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -109,7 +110,8 @@ class MeasureGate {
   Status store_violation(Violation violation, const NamedFile& file, const Requester& requester);
 
   // Entries without a file.
-  Status measure_boot_aggregate(const Digest& aggregate);
+  // `legacy`: the sha1 value for field d; zeros without one.
+  Status measure_boot_aggregate(const Digest& aggregate, std::optional<Digest> legacy = std::nullopt);
   // Generic template data: one ima-buf entry if a CRITICAL_DATA rule asks for `label`; hashed: the
   // digest of the data stands in for it. False: no rule asks.
   Result<bool> measure_critical_data(std::string_view label, std::string_view name, ByteView data,

@@ -63,6 +63,9 @@ struct TpmHealth {
   std::optional<std::uint64_t> first_missing;  // index of the first of them
 };
 
+// Whether the journal in `state_directory` was made with this TPM, since its last reset. Changes nothing.
+bool journal_fits(const std::string& state_directory, PcrExtender& tpm);
+
 class MeasurementLog {
  public:
   // `tpm` may be null (--tpm none): nothing is extended and the only bank is sha1. It must outlive
@@ -90,6 +93,9 @@ class MeasurementLog {
 
   // The PCR values the log replays to, one for each bank of the TPM, for every PCR it names.
   virtual std::map<std::uint32_t, BankValues> replayed() const = 0;
+  // The values the PCRs held when the log began, if they were no reset values: lines for
+  // parse_pcr_values().
+  virtual std::string base() const = 0;
   // Compares replayed() with the TPM now, under the ORDER lock; notes a foreign extend.
   virtual Status check_tpm() = 0;
 

@@ -1,0 +1,19 @@
+// `imafs verify`: replays a log and compares it with PCR values.
+#pragma once
+
+#include <string>
+
+#include "imafs/exit_code.h"
+
+namespace imafs {
+
+struct VerifyOptions {
+  std::string target;      // a mount point, a binary log, or a kexec blob
+  std::string pcr_values;  // a file to compare with instead of the mount's TPM
+  bool json = false;
+};
+
+// kOk verified, kMismatch not, kUsage could not check.
+ExitCode run_verify(const VerifyOptions& options);
+
+}  // namespace imafs

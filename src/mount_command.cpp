@@ -1,0 +1,374 @@
+#include "imafs/mount_command.h"
+
+#include <fcntl.h>
+#include <signal.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+#include <sys/utsname.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <array>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <ctime>
+
+#include "imafs/control_dir.h"
+#include "imafs/diag.h"
+#include "imafs/fuse_session.h"
+#include "imafs/installed_policy.h"
+#include "imafs/pcr_value.h"
+#include "imafs/policy_parser.h"
+#include "imafs/posix_file.h"
+#include "imafs/status_report.h"
+#include "imafs/tpm_selection.h"
+#include "imafs/version.h"
+
+namespace imafs {
+namespace {
+
+constexpr std::size_t kMaxPolicyFile = 64 << 20;
+
+tl::unexpected<Failure> refuse(ExitCode code, std::string sentence) {
+  return tl::unexpected<Failure>(Failure{code, std::move(sentence)});
+}
+
+Checked<Policy> initial_policy(const CheckedConfig& checked) {
+  const MountConfig& config = checked.config;
+  constexpr std::string_view builtin = "builtin:";
+  Policy policy;
+  if (config.policy.starts_with(builtin)) {
+    auto named = builtin_policy(std::string_view(config.policy).substr(builtin.size()));
+    if (!named) return refuse(ExitCode::kPolicy, named.error().what);
+    policy = std::move(*named);
+  } else {
+    const std::string path = config.policy.empty() ? installed_policy_path() : config.policy;
+    const auto text = read_file(path, kMaxPolicyFile);
+    if (!text) return refuse(ExitCode::kPolicy, "policy: " + text.error().what);
+    ParseContext context;
+    context.origin = path;
+    context.custom_template = checked.custom.get();
+    auto rules = parse_policy(*text, context);
+    if (!rules) {
+      std::string sentence = rules.error().to_text();
+      sentence.pop_back();
+      return refuse(ExitCode::kPolicy, std::move(sentence));
+    }
+    policy.rules = std::move(*rules);
+    policy.is_builtin = false;
+  }
+  if (config.require_policy && policy.rules.empty()) return refuse(ExitCode::kPolicy, "the policy has no rule, and --require-policy is set");
+  return policy;
+}
+
+std::string kernel_release() {
+  struct utsname name {};
+  return ::uname(&name) == 0 ? name.release : "";
+}
+
+ExitCode code_of_log(int code) {
+  if (code == EALREADY) return ExitCode::kStateInUse;
+  if (code == EBADMSG) return ExitCode::kLogDoesNotFit;
+  return code == EIO ? ExitCode::kTpm : ExitCode::kState;
+}
+
+// Everything a mount is made of, in the order it is built; it is taken down the other way round.
+class Mount {
+ public:
+  explicit Mount(CheckedConfig checked) : checked_(std::move(checked)), config_(checked_.config) {}
+
+  tl::expected<void, Failure> build();
+  tl::expected<void, Failure> serve(std::function<void()> ready);
+
+ private:
+  tl::expected<void, Failure> open_log();
+  tl::expected<void, Failure> measure_start();
+  SessionOptions session_options() const;
+  StatusReport report() const;
+  std::vector<std::pair<std::string, std::string>> options_in_force() const;
+  void end_private_tpm() {
+    if (tpm_.process) tpm_.process->stop();
+  }
+
+  const CheckedConfig checked_;
+  const MountConfig& config_;
+  const std::int64_t started_at_ = ::time(nullptr);
+  SelectedTpm tpm_;
+  std::unique_ptr<MeasurementLog> log_;
+  std::unique_ptr<BackingTree> tree_;
+  std::unique_ptr<MeasureGate> gate_;
+  std::unique_ptr<ControlDir> control_;
+  std::unique_ptr<FuseSession> session_;
+};
+
+tl::expected<void, Failure> Mount::open_log() {
+  if (auto made = make_directories(config_.state, 0700); !made) return refuse(ExitCode::kState, "state directory: " + made.error().what);
+  // The lock comes before the TPM: a private swtpm belongs to whoever holds the directory.
+  const auto is_ours = [&](PcrExtender& tpm) { return journal_fits(config_.state, tpm); };
+  auto selected = select_tpm(config_.tpm, config_.pcr, config_.state + "/tpm", is_ours);
+  if (!selected) return refuse(selected.error().code == ENOENT ? ExitCode::kNoSwtpm : ExitCode::kTpm, selected.error().what);
+  tpm_ = std::move(*selected);
+
+  LogOptions options;
+  options.state_directory = config_.state;
+  options.default_pcr = config_.pcr;
+  options.file_hash = checked_.file_hash;
+  options.dedupe = !config_.no_dedupe;
+  options.continue_on_tpm_error = config_.tpm_error == "continue";
+  options.new_log = config_.new_log;
+  options.mount_is_boot = tpm_.process && !tpm_.process->was_running();
+  auto log = MeasurementLog::open(std::move(options), tpm_.extender.get());
+  if (!log) {
+    // A swtpm that another imafs uses is not ours to end.
+    if (log.error().code != EALREADY && tpm_.process && !tpm_.process->was_running()) end_private_tpm();
+    return refuse(code_of_log(log.error().code), log.error().what);
+  }
+  log_ = std::move(*log);
+  say("TPM: " + tpm_.reason);
+  say("log: " + log_->start().message);
+  return {};
+}
+
+// What the log of a boot begins with, and what imafs says about itself if the policy asks for that.
+tl::expected<void, Failure> Mount::measure_start() {
+  if (!gate_->options().enabled) return {};
+  if (log_->start().needs_boot_aggregate) {
+    const auto aggregate = boot_aggregate(tpm_.extender.get(), checked_.file_hash);
+    if (!aggregate) return refuse(ExitCode::kTpm, aggregate.error().what);
+    std::optional<Digest> legacy;
+    if (checked_.form->has(FieldId::kD)) {
+      const auto sha1 = boot_aggregate(tpm_.extender.get(), HashAlgorithm::kSha1);
+      if (sha1 && sha1->algorithm() == HashAlgorithm::kSha1) legacy = *sha1;
+    }
+    if (auto stored = gate_->measure_boot_aggregate(*aggregate, legacy); !stored) return refuse(ExitCode::kTpm, stored.error().what);
+  }
+  std::string start = std::string("imafs ") + kVersion;
+  for (const auto& [key, value] : options_in_force()) start += ";" + key + "=" + value;
+  for (const auto& [label, name, data] : {std::array<std::string, 3>{"kernel_info", "kernel_version", kernel_release()},
+                                          std::array<std::string, 3>{"imafs", "start", start},
+                                          std::array<std::string, 3>{"imafs", "policy", to_text(*gate_->policy())}}) {
+    if (data.empty()) continue;
+    if (auto stored = gate_->measure_critical_data(label, name, as_bytes(data), false, Requester{}); !stored) {
+      return refuse(ExitCode::kTpm, stored.error().what);
+    }
+  }
+  return {};
+}
+
+tl::expected<void, Failure> Mount::build() {
+  auto policy = initial_policy(checked_);
+  if (!policy) return tl::unexpected<Failure>(policy.error());
+  auto tree = BackingTree::open({config_.backing, config_.one_file_system});
+  if (!tree) return refuse(ExitCode::kBacking, tree.error().what);
+  tree_ = std::move(*tree);
+  if (auto opened = open_log(); !opened) return opened;
+
+  GateOptions options;
+  options.enabled = config_.ima == "on";
+  options.file_hash = checked_.file_hash;
+  options.form = checked_.form;
+  options.pcr = config_.pcr;
+  options.path_prefix = config_.path_prefix;
+  gate_ = std::make_unique<MeasureGate>(options, *log_, audit_messages(), std::move(*policy));
+  auto built = measure_start();
+  if (built) {
+    ControlDir::Sources sources{*gate_, *log_, [this] { return to_json(report()); }, [this] { return to_prometheus(report()); },
+                                {},     checked_.custom.get(), ::geteuid(), ::getegid()};
+    control_ = ControlDir::create(std::move(sources));
+    auto session = FuseSession::mount(session_options(), *tree_, *gate_, *control_);
+    if (!session) {
+      built = refuse(session.error().code == EBUSY ? ExitCode::kMountpoint : ExitCode::kMountFailed, session.error().what);
+    } else {
+      session_ = std::move(*session);
+    }
+  }
+  if (!built) {
+    log_.reset();
+    end_private_tpm();
+  }
+  return built;
+}
+
+tl::expected<void, Failure> Mount::serve(std::function<void()> ready) {
+  const auto served = session_->run(std::move(ready));
+  session_.reset();
+  log_.reset();
+  end_private_tpm();
+  if (!served) return refuse(ExitCode::kMountFailed, served.error().what);
+  return {};
+}
+
+SessionOptions Mount::session_options() const {
+  SessionOptions options;
+  options.mountpoint = config_.mountpoint;
+  options.backing = config_.backing;
+  options.allow_other = ::geteuid() == 0;
+  options.show_control = config_.show_control;
+  options.timeout_seconds = config_.timeout_seconds;
+  options.io_uring = config_.io_uring;
+  options.passthrough = !config_.no_passthrough && ::geteuid() == 0;
+  options.leases = !config_.no_leases;
+  options.read_only = config_.read_only;
+  options.extra_mount_options = config_.mount_options;
+  return options;
+}
+
+std::vector<std::pair<std::string, std::string>> Mount::options_in_force() const {
+  return {{"hash", std::string(name_of(checked_.file_hash))},
+          {"template", checked_.form->logged_name()},
+          {"pcr", std::to_string(config_.pcr)},
+          {"policy", config_.policy.empty() ? "default" : config_.policy},
+          {"ima", config_.ima},
+          {"tpm", config_.tpm},
+          {"tpm-error", config_.tpm_error},
+          {"path-prefix", config_.path_prefix}};
+}
+
+StatusReport Mount::report() const {
+  StatusReport report;
+  report.version = kVersion;
+  report.mount_point = config_.mountpoint;
+  report.backing = config_.backing;
+  report.started_at = started_at_;
+  report.options = options_in_force();
+  report.options.emplace_back("state", config_.state);
+  report.options.emplace_back("tcti", tpm_.tcti);
+  report.options.emplace_back("base", log_->base());
+  report.policy = gate_->policy();
+  report.last_policy_error = control_->last_policy_error();
+  report.policy_updates_completed = control_->policy_updates().completed;
+  report.policy_updates_failed = control_->policy_updates().failed;
+  report.tpm.kind = !tpm_.extender ? "none" : tpm_.process ? "swtpm" : tpm_.tcti.starts_with("device:") ? "device" : "tcti";
+  report.tpm.description = tpm_.extender ? tpm_.extender->description() : "none";
+  report.tpm.why = tpm_.reason;
+  if (tpm_.extender) {
+    (void)log_->check_tpm();
+    report.tpm.banks = tpm_.extender->banks();
+    report.tpm.replayed = log_->replayed();
+    for (const auto& [pcr, value] : report.tpm.replayed) {
+      const auto read = tpm_.extender->read(pcr);
+      if (read) report.tpm.read[pcr] = *read;
+      if (!read) report.tpm.read_error = read.error().what;
+    }
+  }
+  report.tpm.health = log_->tpm_health();
+  report.entries = log_->count();
+  report.violations = log_->violations();
+  report.log_start = log_->start().message;
+  if (!session_) return report;
+  const auto health = session_->health();
+  if (health.files.leases_unsupported) report.degraded.push_back({"no-leases", "writers beside the mount are seen by their traces only"});
+  if (health.files.passthrough_unsupported) report.degraded.push_back({"no-passthrough", "some files are read and written through the daemon"});
+  if (!tree_->is_private()) report.degraded.push_back({"shared-view", "mounts made later in the backing tree show in the mount"});
+  report.counters = {{"imafs_known_inodes", "Inodes the kernel knows.", health.known_inodes},
+                     {"imafs_open_files", "Open handles of regular files.", health.files.open},
+                     {"imafs_watched_files", "Files a lease watches.", health.files.leased},
+                     {"imafs_measured_total", "Measurements handed to the log.", health.files.measured},
+                     {"imafs_cache_hits_total", "Opens of files that were measured already.", health.files.cache_hits},
+                     {"imafs_hashed_bytes_total", "Bytes hashed.", health.files.hashed_bytes}};
+  return report;
+}
+
+// systemd's readiness protocol: one datagram.
+void notify_service_manager(const char* state) {
+  const char* const path = ::getenv("NOTIFY_SOCKET");
+  if (!path || (path[0] != '/' && path[0] != '@')) return;
+  struct sockaddr_un address {};
+  const std::size_t size = std::strlen(path);
+  if (size >= sizeof address.sun_path) return;
+  address.sun_family = AF_UNIX;
+  std::memcpy(address.sun_path, path, size);
+  if (path[0] == '@') address.sun_path[0] = '\0';
+  const UniqueFd fd(::socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0));
+  (void)::sendto(fd.get(), state, std::strlen(state), MSG_NOSIGNAL, reinterpret_cast<struct sockaddr*>(&address),
+                 static_cast<socklen_t>(offsetof(struct sockaddr_un, sun_path) + size));
+}
+
+ExitCode tell(const Failure& failure) {
+  std::fprintf(stderr, "imafs: %s\n", failure.sentence.c_str());
+  return failure.code;
+}
+
+tl::expected<void, Failure> serve_mount(CheckedConfig checked, const std::function<void()>& ready) {
+  if (auto started = start_messages(checked.config); !started) return started;
+  Mount mount(std::move(checked));
+  auto result = mount.build();
+  if (result) {
+    result = mount.serve([&] {
+      notify_service_manager("READY=1");
+      ready();
+    });
+    notify_service_manager("STOPPING=1");
+  }
+  if (!result) warn(result.error().sentence);
+  end_messages();
+  return result;
+}
+
+// The pipe from the process that mounts to the one that was called: one byte of status, then a sentence.
+constexpr char kReady = 0;
+
+[[noreturn]] void serve_in_background(CheckedConfig checked, UniqueFd pipe) {
+  ::setsid();
+  bool told = false;
+  const auto ready = [&] {
+    told = true;
+    (void)!::write(pipe.get(), &kReady, 1);
+    pipe.reset();
+    const UniqueFd null(::open("/dev/null", O_RDWR | O_CLOEXEC));
+    for (int fd = 0; fd < 3; ++fd) ::dup2(null.get(), fd);
+    (void)!::chdir("/");
+  };
+  const auto result = serve_mount(std::move(checked), ready);
+  if (!result && !told) {
+    const std::string text = std::string(1, static_cast<char>(result.error().code)) + result.error().sentence;
+    (void)write_all(pipe.get(), as_bytes(text));
+  }
+  std::_Exit(result ? 0 : static_cast<int>(result.error().code));
+}
+
+ExitCode wait_for_background(UniqueFd pipe, pid_t child) {
+  std::string text;
+  std::array<char, 4096> part{};
+  for (;;) {
+    const ssize_t got = ::read(pipe.get(), part.data(), part.size());
+    if (got < 0 && errno == EINTR) continue;
+    if (got <= 0) break;
+    text.append(part.data(), static_cast<std::size_t>(got));
+    if (text[0] == kReady) return ExitCode::kOk;
+  }
+  int status = 0;
+  ::waitpid(child, &status, 0);
+  if (text.empty()) return tell({ExitCode::kMountFailed, "the mounting process ended without a word"});
+  return tell({static_cast<ExitCode>(text[0]), text.substr(1)});
+}
+
+}  // namespace
+
+ExitCode run_mount(MountConfig config) {
+  auto checked = check_config(std::move(config));
+  if (!checked) return tell(checked.error());
+  if (!checked->config.log_file.empty() && checked->config.log_file[0] != '/') {
+    std::array<char, 4096> here{};
+    if (::getcwd(here.data(), here.size())) checked->config.log_file = std::string(here.data()) + "/" + checked->config.log_file;
+  }
+  if (checked->config.foreground) {
+    const auto result = serve_mount(std::move(*checked), [] {});
+    return result ? ExitCode::kOk : tell(result.error());
+  }
+  std::array<int, 2> ends{};
+  if (::pipe2(ends.data(), O_CLOEXEC) != 0) return tell({ExitCode::kMountFailed, errno_error("pipe").what});
+  UniqueFd reader(ends[0]), writer(ends[1]);
+  const pid_t child = ::fork();
+  if (child < 0) return tell({ExitCode::kMountFailed, errno_error("fork").what});
+  if (child == 0) {
+    reader.reset();
+    serve_in_background(std::move(*checked), std::move(writer));
+  }
+  writer.reset();
+  return wait_for_background(std::move(reader), child);
+}
+
+}  // namespace imafs
