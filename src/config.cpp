@@ -72,28 +72,36 @@ tl::expected<void, Failure> check_pcr(const MountConfig& config) {
   return {};
 }
 
-tl::expected<void, Failure> check_template(CheckedConfig& checked) {
+void choose_template(CheckedConfig& checked) {
   const MountConfig& config = checked.config;
+  // IMA: what the kernel cannot use of ima_hash= and ima_template= gives way to the default. So here,
+  // and it is said.
   const auto hash = hash_algorithm_named(config.hash);
-  if (!hash || !can_compute(*hash)) return refuse(ExitCode::kUsage, "--hash '" + config.hash + "' is not a hash algorithm this system can compute");
-  checked.file_hash = *hash;
+  if (hash && can_compute(*hash)) {
+    checked.file_hash = *hash;
+  } else {
+    checked.warnings.push_back("--hash '" + config.hash + "' is not a hash this system can compute; sha256 is used");
+  }
   if (!config.template_format.empty()) {
-    auto custom = parse_template_format(config.template_format);
-    if (!custom) return refuse(ExitCode::kUsage, "--template-fmt: " + custom.error().what);
-    checked.custom = std::make_shared<Template>(std::move(*custom));
-    checked.form = checked.custom.get();
-    return {};
+    if (auto custom = parse_template_format(config.template_format)) {
+      checked.custom = std::make_shared<Template>(std::move(*custom));
+      checked.form = checked.custom.get();
+      return;
+    } else {
+      checked.warnings.push_back("--template-fmt: " + custom.error().what + "; ima-ng is used");
+    }
   }
   checked.form = find_builtin_template(config.template_name);
   if (!checked.form) {
-    return refuse(ExitCode::kUsage, "--template '" + config.template_name +
-                                        "' is none of ima, ima-ng, ima-sig, ima-ngv2, ima-sigv2, ima-buf, ima-modsig, evm-sig");
-  }
-  // As the kernel: the legacy template has no room for another digest, so the template gives way.
-  if (checked.form->is_legacy() && checked.file_hash != HashAlgorithm::kSha1 && checked.file_hash != HashAlgorithm::kMd5) {
+    checked.warnings.push_back("--template '" + config.template_name +
+                               "' is none of ima, ima-ng, ima-sig, ima-ngv2, ima-sigv2, ima-buf, ima-modsig, evm-sig; ima-ng is used");
     checked.form = find_builtin_template("ima-ng");
   }
-  return {};
+  // The legacy template has no room for another digest: the template gives way.
+  if (checked.form->is_legacy() && checked.file_hash != HashAlgorithm::kSha1 && checked.file_hash != HashAlgorithm::kMd5) {
+    checked.warnings.push_back("--template ima goes with sha1 and md5 only; ima-ng is used");
+    checked.form = find_builtin_template("ima-ng");
+  }
 }
 
 }  // namespace
@@ -127,7 +135,7 @@ Checked<CheckedConfig> check_config(MountConfig config) {
   if (config.ima != "on" && config.ima != "off") return refuse(ExitCode::kUsage, "--ima takes on or off");
   if (config.tpm_error != "deny" && config.tpm_error != "continue") return refuse(ExitCode::kUsage, "--tpm-error takes deny or continue");
   checked.config = std::move(config);
-  if (auto ok = check_template(checked); !ok) return tl::unexpected<Failure>(ok.error());
+  choose_template(checked);
   return checked;
 }
 

@@ -1,6 +1,7 @@
 #include "imafs/digest.h"
 
 #include <openssl/evp.h>
+#include <openssl/provider.h>
 
 #include <algorithm>
 
@@ -49,9 +50,14 @@ const Info& info_of(HashAlgorithm algorithm) { return kInfo[static_cast<std::siz
 const std::array<EVP_MD*, kHashAlgorithmCount>& methods() {
   static const auto fetched = [] {
     std::array<EVP_MD*, kHashAlgorithmCount> all{};
+    // The kernel still has hashes that OpenSSL keeps in its legacy provider: looked for there, in a
+    // context of its own, so that nothing else of the process changes.
+    OSSL_LIB_CTX* const legacy = ::OSSL_LIB_CTX_new();
+    ::OSSL_PROVIDER_load(legacy, "legacy");
     for (std::size_t i = 0; i < all.size(); ++i) {
       if (!kInfo[i].openssl) continue;
-      EVP_MD* const method = ::EVP_MD_fetch(nullptr, kInfo[i].openssl, nullptr);
+      EVP_MD* method = ::EVP_MD_fetch(nullptr, kInfo[i].openssl, nullptr);
+      if (!method) method = ::EVP_MD_fetch(legacy, kInfo[i].openssl, nullptr);
       if (method && static_cast<std::size_t>(::EVP_MD_get_size(method)) == kInfo[i].size) all[i] = method;
     }
     return all;

@@ -2,10 +2,12 @@
 
 #include <fcntl.h>
 #include <linux/fs.h>
+#include <linux/fsverity.h>
 #include <sys/ioctl.h>
 #include <sys/uio.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <cstring>
@@ -80,7 +82,7 @@ void do_setattr(fuse_req_t request, fuse_ino_t node, struct stat* attr, int what
   if ((what & FUSE_SET_ATTR_MTIME_NOW) != 0) change.mtime = now;
   change.kill_suidgid = (what & (FUSE_SET_ATTR_KILL_SUID | FUSE_SET_ATTR_KILL_SGID)) != 0;
   if (file) change.handle = file->fh;
-  reply_attr(request, context_of(request).ops.set_attr(node, change, caller_of(request)));
+  reply_attr(request, context_of(request).ops.set_attr(node, change));
 }
 
 void do_readlink(fuse_req_t request, fuse_ino_t node) {
@@ -192,7 +194,7 @@ void reply_open(FuseContext& context, PendingOpen& open, const Result<OpenFiles:
 }
 
 void start_open(fuse_req_t request, NodeId node, const struct fuse_file_info& file, UniqueFd created,
-                const struct fuse_entry_param* entry) {
+                const struct fuse_entry_param* entry, bool unnamed = false) {
   FuseContext& context = context_of(request);
   OpenFiles::Request wanted;
   wanted.node = node;
@@ -200,6 +202,7 @@ void start_open(fuse_req_t request, NodeId node, const struct fuse_file_info& fi
   wanted.who = requester_of(request);
   wanted.kill_suidgid = file.kill_suidgid != 0;
   wanted.created = std::move(created);
+  wanted.unnamed = unnamed;
   PendingOpen pending{request, file, entry ? *entry : fuse_entry_param{}, entry != nullptr};
   context.files.open(std::move(wanted), [&context, pending](const Result<OpenFiles::Opened>& opened) mutable {
     reply_open(context, pending, opened);
@@ -234,7 +237,7 @@ void do_tmpfile(fuse_req_t request, fuse_ino_t parent, mode_t mode, struct fuse_
   auto made = context.ops.create_unnamed(parent, file->flags, mode, caller_of(request));
   if (!made) return reply_error(request, made.error());
   const auto entry = entry_of(context, made->found);
-  start_open(request, made->found.id, *file, std::move(made->fd), &entry);
+  start_open(request, made->found.id, *file, std::move(made->fd), &entry, true);
 }
 
 void do_release(fuse_req_t request, fuse_ino_t node, struct fuse_file_info* file) {
@@ -310,15 +313,21 @@ void do_copy_file_range(fuse_req_t request, fuse_ino_t from, off_t from_offset, 
   fuse_reply_write(request, static_cast<size_t>(copied));
 }
 
-// The flags of chattr(1) and the project quota; the kernel has checked who may set them.
+// The flags of chattr(1), the project quota and fs-verity; the kernel has checked who may set them.
 void do_ioctl(fuse_req_t request, fuse_ino_t node, unsigned int command, void*, struct fuse_file_info*, unsigned flags,
               const void* in, size_t in_size, size_t out_size) {
   if (ControlDir::owns(node) || (flags & FUSE_IOCTL_COMPAT) != 0) return refuse(request, ENOTTY);
-  const bool sets = command == FS_IOC_SETFLAGS || command == FS_IOC_FSSETXATTR;
-  if (!sets && command != FS_IOC_GETFLAGS && command != FS_IOC_FSGETXATTR) return refuse(request, ENOTTY);
-  alignas(8) std::array<char, sizeof(struct fsxattr)> data{};
+  constexpr std::array<unsigned, 6> known{FS_IOC_GETFLAGS,        FS_IOC_SETFLAGS,       FS_IOC_FSGETXATTR, FS_IOC_FSSETXATTR,
+                                          FS_IOC_MEASURE_VERITY, FS_IOC_ENABLE_VERITY};
+  if (std::find(known.begin(), known.end(), command) == known.end()) return refuse(request, ENOTTY);
+  alignas(8) std::array<char, 256> data{};
   if (in_size > data.size() || out_size > data.size()) return refuse(request, EINVAL);
   if (in_size > 0) std::memcpy(data.data(), in, in_size);
+  if (command == FS_IOC_ENABLE_VERITY) {
+    // Salt and signature are pointers into the caller's memory, which we do not have.
+    const auto* const wanted = reinterpret_cast<const struct fsverity_enable_arg*>(data.data());
+    if (in_size < sizeof *wanted || wanted->salt_size != 0 || wanted->sig_size != 0) return refuse(request, EOPNOTSUPP);
+  }
   auto fd = context_of(request).table.open(node, O_RDONLY | O_NONBLOCK | O_CLOEXEC);
   if (!fd) return reply_error(request, fd.error());
   if (::ioctl(fd->get(), command, data.data()) != 0) return refuse(request, errno);

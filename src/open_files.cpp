@@ -142,9 +142,6 @@ void OpenFiles::release(std::uint64_t handle) {
   auto& count = open->writes ? file.writers : file.readers;
   IMAFS_CHECK(count > 0);
   --count;
-  if (open->writes && file.writers == 0) {
-    cache_.with(file.node, [](FileRecord& record) { record.last_writer_closed(); });
-  }
   if (file.busy) {
     file.check_mapped = true;
     return;
@@ -306,7 +303,7 @@ void OpenFiles::break_lease(File& file) {
   bool emit = false;
   cache_.with(file.node, [&](FileRecord& record) {
     emit = open_here && record.take_tomtou();
-    record.was_open_for_write();
+    record.was_written_beside();
   });
   if (emit) (void)store_violation(file, Violation::kToMToU, Requester{}, table_.path_of(file.node, 0));
   leases_->drop(file.anchor.get());
@@ -340,7 +337,7 @@ void OpenFiles::on_tick() {
 
 // ---- changes that are not opens ----
 
-void OpenFiles::will_truncate(NodeId node, const Requester& who) {
+void OpenFiles::will_truncate(NodeId node) {
   File* file = nullptr;
   {
     Lock lock(mutex_);
@@ -363,11 +360,6 @@ void OpenFiles::will_truncate(NodeId node, const Requester& who) {
       file->listed_idle = false;
     }
   }
-  // IMA: the kernel has no violation for truncate(2). A measured reader sees bytes go all the same.
-  bool readers = has_readers(*file);
-  bool emit = false;
-  cache_.with(node, [&](FileRecord& record) { emit = readers && record.take_tomtou(); });
-  if (emit) (void)store_violation(*file, Violation::kToMToU, who, table_.path_of(node, who.pid));
   drop_lease(*file);
   cache_.with(node, [](FileRecord& record) { record.clear(); });
   Lock lock(mutex_);

@@ -27,8 +27,7 @@ constexpr auto kPoll = std::chrono::microseconds(100);
 constexpr int kStableReads = 3;
 
 // The mask of the kernel's open event, from the flags: what it calls acc_mode.
-unsigned mask_of(int flags, bool created) {
-  if (created) return 0;
+unsigned mask_of(int flags) {
   if ((flags & kExecFlag) != 0) return kMayExec;
   unsigned mask = 0;
   switch (flags & O_ACCMODE) {
@@ -112,9 +111,10 @@ void OpenFiles::run(std::unique_ptr<Opening> opening) {
   if (status) status = learn_content(*opening);
   if (status) {
     RequestFacts source(*this, *opening);
-    opening->facts.mask = mask_of(opening->request.flags, opening->created);
+    opening->facts.mask = mask_of(opening->request.flags);
     opening->facts.is_exec = (opening->request.flags & kExecFlag) != 0;
-    opening->orders = gate_.must_measure(opening->facts, opening->request.who, source);
+    // A file without a name has no open event when it is made, as in the kernel.
+    if (!opening->request.unnamed) opening->orders = gate_.must_measure(opening->facts, opening->request.who, source);
     if (!opening->orders.empty() && !opening->file->anchor) status = fail(EACCES, "a file that cannot be read cannot be measured");
   }
   if (!status) {
@@ -261,6 +261,8 @@ LeaseKeeper::Answer OpenFiles::take_lease(File& file, LeaseKeeper::Answer (Lease
 OpenFiles::Writers OpenFiles::find_writers(File& file) {
   const auto start = std::chrono::steady_clock::now();
   const bool counts_only = !leases_ || file.backing_id == 0;
+  bool mapped_by_ours = false;
+  cache_.with_existing(file.node, [&](FileRecord& record) { mapped_by_ours = record.is_in_writing_phase(); });
   for (;;) {
     std::uint32_t tracked = 0;
     {
@@ -278,7 +280,8 @@ OpenFiles::Writers OpenFiles::find_writers(File& file) {
         if (tracked == 0) return Writers::kNone;
         if (waited >= kReleaseInFlight) return Writers::kTracked;
       } else if (answer == LeaseKeeper::Answer::kRefused) {
-        return tracked > 0 ? Writers::kTracked : Writers::kOthers;
+        // A writer of the mount may live on in a mapping whose handle is closed: its phase goes on.
+        return tracked > 0 || mapped_by_ours ? Writers::kTracked : Writers::kOthers;
       } else if (tracked == 0) {
         const Lock lock(mutex_);
         return file.leased ? Writers::kNone : Writers::kOthers;  // broken already: one has just come
@@ -324,7 +327,7 @@ Status OpenFiles::open_for_reading(Opening& opening) {
     bool emit = false;
     cache_.with(file.node, [&](FileRecord& record) {
       if (watches) record.measured_reader_opened();
-      if (writers == Writers::kNone) record.last_writer_closed();
+      if (writers == Writers::kNone) record.writing_phase_ended();
       emit = watches && writers != Writers::kNone && record.take_open_writers();
     });
     if (emit) {
@@ -512,7 +515,7 @@ Result<Collected> OpenFiles::collect(Opening& opening, const MeasureOrder& order
     cache_.with(file.node, [&](FileRecord& record) {
       record.did_hash(collected->digest, version_of(*before));
       if (!watched) record.stop_watching(now_ns());
-      if (disturbed || writers == Writers::kOthers) record.nothing_is_certain();
+      if (disturbed || writers != Writers::kNone) record.nothing_is_certain();
     });
     if (disturbed && !watched && writers == Writers::kNone) {
       // Somebody began to write while we read: say so, whatever the digest is of.

@@ -26,6 +26,7 @@ struct Problem {
   std::size_t column = 0;  // 0-based
   std::string message;
   std::string hint;
+  int code = EINVAL;
 };
 
 std::optional<Hook> hook_named(std::string_view name) {
@@ -54,11 +55,12 @@ std::optional<unsigned> mask_named(std::string_view name) {
 }
 
 // As the kernel's kstrto*(): one '+' is allowed, nothing may follow.
-std::optional<std::uint64_t> number(std::string_view text, int base) {
+std::optional<std::uint64_t> number(std::string_view text, int base, bool* too_large = nullptr) {
   if (text.starts_with('+')) text.remove_prefix(1);
   if (base == 16 && (text.starts_with("0x") || text.starts_with("0X"))) text.remove_prefix(2);
   std::uint64_t value = 0;
   const auto parsed = std::from_chars(text.data(), text.data() + text.size(), value, base);
+  if (too_large) *too_large = parsed.ec == std::errc::result_out_of_range && parsed.ptr == text.data() + text.size();
   if (text.empty() || parsed.ec != std::errc() || parsed.ptr != text.data() + text.size()) return std::nullopt;
   return value;
 }
@@ -131,6 +133,11 @@ class RuleBuilder {
   bool bad_value(std::string_view hint) {
     return refuse("'" + std::string(value_) + "' is no value of '" + std::string(key_) + "'", hint);
   }
+  bool bad_number(bool too_large, std::string_view hint) {
+    bad_value(hint);
+    if (too_large) problem_->code = ERANGE;
+    return false;
+  }
   static bool is_id(std::string_view key) {
     return key == "uid" || key == "euid" || key == "gid" || key == "egid" || key == "fowner" || key == "fgroup";
   }
@@ -153,7 +160,9 @@ class RuleBuilder {
                                        : key_ == "fowner"                ? rule_.fowner
                                                                          : rule_.fgroup;
     if (slot) return twice();
-    const auto value = number(value_, 10);
+    bool too_large = false;
+    const auto value = number(value_, 10, &too_large);
+    if (too_large) return bad_number(true, "a decimal number below 4294967295");
     if (!value || *value >= std::numeric_limits<std::uint32_t>::max()) return bad_value("a decimal number below 4294967295");
     slot = IdCondition{op, static_cast<std::uint32_t>(*value)};
     if (is_user) rule_.uid_is_euid = key_ == "euid";
@@ -167,8 +176,9 @@ class RuleBuilder {
     if (key_ == "mask") return take_mask();
     if (key_ == "fsmagic") {
       if (rule_.fsmagic.value_or(0) != 0) return twice();
-      const auto value = number(value_, 16);
-      if (!value) return bad_value("a hexadecimal number");
+      bool too_large = false;
+      const auto value = number(value_, 16, &too_large);
+      if (!value) return bad_number(too_large, "a hexadecimal number");
       rule_.fsmagic = *value;
       return true;
     }
@@ -364,9 +374,9 @@ PolicyResult<std::optional<Rule>> parse_rule(std::string_view line, const ParseC
   RuleBuilder builder(context);
   const auto error = [&](const Problem& problem) {
     return tl::unexpected<PolicyError>(PolicyError{context.origin, line_number, static_cast<unsigned>(problem.column + 1),
-                                                   std::string(line), problem.message, problem.hint});
+                                                   std::string(line), problem.message, problem.hint, problem.code});
   };
-  if (line.size() > kMaxLine) return error({kMaxLine, "a line of more than 4095 bytes", ""});
+  if (line.size() > kMaxLine) return error({kMaxLine, "a line of more than 4095 bytes", "", EINVAL});
   bool any = false;
   std::size_t at = 0;
   while ((at = line.find_first_not_of(kBlank, at)) != std::string_view::npos) {

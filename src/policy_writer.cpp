@@ -187,7 +187,7 @@ Status PolicyWriter::add_rule(std::string_view line, const std::string& origin,
   if (sources_.report) sources_.report(std::move(record));
   if (!parsed) {
     if (sources_.report) sources_.report(status_record("update_policy", "invalid-policy"));
-    return refuse(EINVAL, parsed.error().to_text());
+    return refuse(parsed.error().code, parsed.error().to_text());
   }
   if (rules_.size() >= kMaxUpdateRules) {
     return refuse(ENOSPC,

@@ -58,12 +58,12 @@ Status TreeOps::get_statx(NodeId node, int flags, unsigned mask, struct statx& o
   return done(::statx((*fd)->get(), "", AT_EMPTY_PATH | AT_SYMLINK_NOFOLLOW | (flags & sync_flags), mask, &out), "statx");
 }
 
-Status TreeOps::resize(NodeId node, off_t size, const AttrChange& change, const Caller& caller) {
+Status TreeOps::resize(NodeId node, off_t size, std::uint64_t handle) {
   // Our own descriptor would wait for our own lease, and what was measured is no more.
-  files_.will_truncate(node, Requester{caller.pid, caller.uid, caller.gid});
+  files_.will_truncate(node);
   OpenFiles::Writable writable;
-  if (change.handle != 0) {
-    auto own = files_.writable(change.handle);
+  if (handle != 0) {
+    auto own = files_.writable(handle);
     if (!own) return fail(own.error());
     writable = std::move(*own);
   } else {
@@ -75,12 +75,12 @@ Status TreeOps::resize(NodeId node, off_t size, const AttrChange& change, const 
   return done(::ftruncate(writable.fd, size), "truncate");
 }
 
-Result<struct stat> TreeOps::set_attr(NodeId node, const AttrChange& change, const Caller& caller) {
+Result<struct stat> TreeOps::set_attr(NodeId node, const AttrChange& change) {
   auto fd = table_.path_fd(node);
   if (!fd) return fail(fd.error());
   const ProcPath path((*fd)->get());
   if (change.size) {
-    if (auto status = resize(node, *change.size, change, caller); !status) return fail(status.error());
+    if (auto status = resize(node, *change.size, change.handle); !status) return fail(status.error());
   }
   if (change.uid || change.gid) {
     const uid_t uid = change.uid.value_or(static_cast<uid_t>(-1));

@@ -39,6 +39,7 @@ class FakeLog final : public MeasurementLog {
     return text.copy(out.data(), out.size(), offset);
   }
   std::map<std::uint32_t, BankValues> replayed() const override { return {}; }
+  std::string base() const override { return ""; }
   Status check_tpm() override { return {}; }
   void on_growth(std::function<void()> callback) override {
     callbacks.push_back(std::move(callback));

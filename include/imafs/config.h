@@ -56,6 +56,7 @@ struct CheckedConfig {
   HashAlgorithm file_hash = HashAlgorithm::kSha256;
   const Template* form = nullptr;   // a built-in, or &custom
   std::shared_ptr<Template> custom;  // --template-fmt
+  std::vector<std::string> warnings;  // what gave way to a default
 };
 
 // Checks values and directories and fills in defaults. Changes nothing on disk.

@@ -52,6 +52,7 @@ class OpenFiles {
     NodeId node = 0;
     int flags = 0;  // as FUSE gives them: open(2)'s and 0x20 for exec
     Requester who;
+    bool unnamed = false;       // made by O_TMPFILE
     bool kill_suidgid = false;  // clear setuid, setgid and capabilities when truncating
     UniqueFd created;           // a descriptor of a file this open has just made: O_RDONLY, or O_RDWR without passthrough
   };
@@ -81,7 +82,7 @@ class OpenFiles {
   static NodeId node_of(std::uint64_t handle);
 
   // Around changes that do not come as an open for writing.
-  void will_truncate(NodeId node, const Requester& who);  // by path or handle: before it happens
+  void will_truncate(NodeId node);  // by path or handle: before it happens
   void did_change_attributes(NodeId node, bool times_set);
   void did_change_label(NodeId node);  // security.ima set or removed
   void forget(NodeId node);

@@ -1,6 +1,7 @@
 // Policy text to rules and back. Pure functions; thread-safe.
 #pragma once
 
+#include <cerrno>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -17,6 +18,7 @@ struct PolicyError {
   std::string source_line;
   std::string message;  // "unknown key 'flavour'"
   std::string hint;     // what would be valid; may be empty
+  int code = EINVAL;    // what the kernel answers; ERANGE for a number beyond 64 bits
 
   // "FILE:LINE:COLUMN: MESSAGE", the line, a caret under the column, the hint.
   std::string to_text() const;

@@ -43,7 +43,7 @@ class TreeOps {
     bool kill_suidgid = false;                     // clear setuid, setgid and file capabilities
     std::uint64_t handle = 0;                      // through an open file; 0: none
   };
-  Result<struct stat> set_attr(NodeId node, const AttrChange& change, const Caller& caller);
+  Result<struct stat> set_attr(NodeId node, const AttrChange& change);
 
   Result<std::string> read_link(NodeId node);
   Result<Found> make_node(NodeId parent, const char* name, mode_t mode, dev_t device, const Caller& caller);
@@ -71,7 +71,7 @@ class TreeOps {
   Result<struct statvfs> statistics(NodeId node);
 
  private:
-  Status resize(NodeId node, off_t size, const AttrChange& change, const Caller& caller);
+  Status resize(NodeId node, off_t size, std::uint64_t handle);
   Result<Made> made(UniqueFd fd, NodeId parent, const char* name, const Caller& caller);
 
   InodeTable& table_;
