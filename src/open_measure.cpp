@@ -294,6 +294,11 @@ OpenFiles::Writers OpenFiles::find_writers(File& file) {
   }
 }
 
+bool OpenFiles::is_written_through_mount(const File& file) const {
+  const Lock lock(mutex_);
+  return file.writers > 0;
+}
+
 // Whether somebody reads the file: a handle, or in passthrough mode a mapping without one.
 bool OpenFiles::has_readers(File& file) {
   const auto start = std::chrono::steady_clock::now();
@@ -321,6 +326,10 @@ Status OpenFiles::open_for_reading(Opening& opening) {
   Status status;
   if (!opening.orders.empty()) {
     const Writers writers = find_writers(file);
+    if (writers == Writers::kTracked && opening.facts.is_exec && is_written_through_mount(file)) {
+      // The kernel is about to refuse to run a file that is open for writing: only the open happens.
+      std::erase_if(opening.orders, [](const MeasureOrder& order) { return order.hook != Hook::kFileCheck; });
+    }
     const bool watches = std::any_of(opening.orders.begin(), opening.orders.end(), [](const MeasureOrder& order) {
       return order.hook == Hook::kFileCheck || order.hook == Hook::kMmapCheck || order.hook == Hook::kMmapCheckReqprot;
     });

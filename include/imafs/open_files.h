@@ -120,6 +120,7 @@ class OpenFiles {
   Status truncate(Opening& opening);
   enum class Writers { kNone, kTracked, kOthers };
   Writers find_writers(File& file);
+  bool is_written_through_mount(const File& file) const;
   LeaseKeeper::Answer take_lease(File& file, LeaseKeeper::Answer (LeaseKeeper::*ask)(int));
   bool has_readers(File& file);
   Status end_writing_phase(File& file);

@@ -1,0 +1,207 @@
+"""What the log holds, who agrees with it, and when: on a real mount with a swtpm."""
+import hashlib
+import os
+import signal
+import subprocess
+import threading
+import time
+import unittest
+
+from mounting import Mount
+
+
+def write(path, text):
+    with open(path, 'wb') as file:
+        file.write(text)
+
+
+def read(path):
+    with open(path, 'rb') as file:
+        return file.read()
+
+
+class Measuring(unittest.TestCase):
+    def test_an_exec_logs_the_program_its_loader_and_libraries_once(self):
+        with Mount(backing='/') as mount:
+            command = ['chroot', mount.path, '/bin/sh', '-c', 'ls /etc >/dev/null']
+            subprocess.run(command, check=True)
+            names = mount.names()
+            for wanted in ('/usr/bin/dash', '/usr/bin/ls', 'ld-linux', 'libc.so.6', 'libselinux'):
+                self.assertEqual(1, sum(wanted in name for name in names), (wanted, names))
+            self.assertEqual(len(names), len(set(names)))
+            subprocess.run(command, check=True)
+            self.assertEqual(names, mount.names())
+
+    def test_evmctl_and_tpm2_tools_agree_and_a_flipped_byte_is_found(self):
+        with Mount() as mount:
+            for i in range(20):
+                write(f'{mount.backing}/f{i}', b'%d' % i)
+                read(f'{mount.path}/f{i}')
+            tcti = mount.status()['options']['tcti']
+            pcrs = []
+            for bank in ('sha1', 'sha256'):
+                value = subprocess.run(['tpm2_pcrread', '-T', tcti, bank + ':10'], check=True, stdout=subprocess.PIPE, text=True).stdout
+                value = value.split('0x')[1].strip().lower()
+                write(f'{mount.work}/{bank}', b'PCR-10: ' + value.encode() + b'\n')
+                pcrs += ['--pcrs', f'{bank},{mount.work}/{bank}']
+            log = f'{mount.work}/log'
+            write(log, mount.control('binary_runtime_measurements'))
+
+            def judges():
+                evmctl = subprocess.run(['evmctl', 'ima_measurement', *pcrs, log], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+                with open(f'{mount.work}/both', 'wb') as both:
+                    both.write(read(f'{mount.work}/sha1') + read(f'{mount.work}/sha256'))
+                from mounting import IMAFS
+                ours = subprocess.run([IMAFS, 'verify', log, '--pcr-values', f'{mount.work}/both'], stdout=subprocess.PIPE)
+                return evmctl.returncode, ours.returncode
+
+            self.assertEqual((0, 0), judges())
+            self.assertEqual(0, mount.verify().returncode)
+            damaged = bytearray(read(log))
+            damaged[len(damaged) // 2] ^= 1
+            write(log, damaged)
+            evmctl, ours = judges()
+            self.assertNotEqual(0, evmctl)
+            self.assertEqual(1, ours)
+
+    def test_no_byte_is_read_before_its_entry_stands_in_log_and_pcr(self):
+        with Mount() as mount:
+            write(mount.backing + '/f', b'secret')
+            time.sleep(0.1)  # the connection to the TPM is given up meanwhile
+            before = mount.control('runtime_measurements_count')
+            got = []
+            os.kill(mount.swtpm_pid(), signal.SIGSTOP)
+            try:
+                reader = threading.Thread(target=lambda: got.append(read(mount.path + '/f')))
+                reader.start()
+                reader.join(0.5)
+                self.assertTrue(reader.is_alive(), 'the open came back while the TPM had not answered')
+                self.assertEqual([], got)
+                self.assertEqual(before, mount.control('runtime_measurements_count'))
+            finally:
+                os.kill(mount.swtpm_pid(), signal.SIGCONT)
+            reader.join(10)
+            self.assertEqual([b'secret'], got)
+            self.assertEqual(1, mount.names().count('/f'))
+            self.assertEqual(0, mount.verify().returncode)
+
+    def test_many_threads_one_entry_for_each_state(self):
+        with Mount() as mount:
+            for i in range(5000):
+                write(f'{mount.backing}/f{i}', b'content %d' % i)
+            failures = []
+
+            def reader(number):
+                for i in range(number, 5000, 8):  # each file is opened by two threads
+                    if read(f'{mount.path}/f{i}') != b'content %d' % i:
+                        failures.append(i)
+
+            def rewriter():
+                for i in range(200):
+                    write(mount.path + '/changing', b'state %d' % i)
+                    read(mount.path + '/changing')
+
+            threads = [threading.Thread(target=reader, args=(n % 8,)) for n in range(16)] + [threading.Thread(target=rewriter)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            self.assertEqual([], failures)
+            log = mount.log()
+            stable = [entry for entry in log if entry[1] != b'/changing']
+            expected = {(b'sha256:' + hashlib.sha256(b'content %d' % i).hexdigest().encode(), b'/f%d' % i) for i in range(5000)}
+            self.assertEqual(5000, len(stable))
+            self.assertEqual(expected, set(stable))
+            self.assertEqual(200, len(log) - len(stable))
+            self.assertEqual(0, mount.verify().returncode)
+
+    def test_after_a_crash_the_log_goes_on_and_verifies(self):
+        with Mount() as mount:
+            write(mount.backing + '/a', b'a')
+            write(mount.backing + '/b', b'b')
+            read(mount.path + '/a')
+            os.kill(mount.daemon_pid(), signal.SIGKILL)
+            mount.stop()
+            mount.start()
+            self.assertEqual(['/a'], mount.names())
+            read(mount.path + '/a')  # hashed again, and known
+            read(mount.path + '/b')
+            self.assertEqual(['/a', '/b'], mount.names())
+            self.assertEqual(0, mount.verify().returncode)
+
+    def test_a_clean_unmount_ends_the_private_tpm_and_the_next_mount_is_a_boot(self):
+        with Mount() as mount:
+            write(mount.backing + '/a', b'a')
+            read(mount.path + '/a')
+            swtpm = mount.swtpm_pid()
+            mount.stop()
+            self.assertFalse(os.path.exists(mount.state + '/tpm/pid'))
+            self.assertNotIn(b'swtpm', read_or_empty(f'/proc/{swtpm}/cmdline'))
+            mount.start()
+            self.assertEqual([], mount.names())
+            self.assertTrue(os.path.exists(mount.state + '/archive/1/end-pcrs'))
+            self.assertEqual(0, mount.verify().returncode)
+
+    def test_a_writer_beside_the_mount_leaves_a_violation(self):
+        with Mount() as mount:
+            write(mount.backing + '/f', b'old')
+            with open(mount.path + '/f', 'rb') as reader:
+                reader.read()
+                start = time.monotonic()
+                write(mount.backing + '/f', b'new')
+                waited = time.monotonic() - start
+            self.assertEqual(b'1\n', mount.control('violations'))
+            self.assertLess(waited, 0.5)
+            self.assertEqual(b'new', read(mount.path + '/f'))
+            digests = [digest for digest, name in mount.log() if name == b'/f']
+            self.assertEqual(3, len(digests))  # old, the violation, new
+            self.assertEqual(0, mount.verify().returncode)
+
+    def test_without_a_reader_a_writer_beside_the_mount_is_no_violation(self):
+        with Mount() as mount:
+            write(mount.backing + '/f', b'old')
+            read(mount.path + '/f')
+            write(mount.backing + '/f', b'new')
+            self.assertEqual(b'new', read(mount.path + '/f'))
+            self.assertEqual(b'0\n', mount.control('violations'))
+            self.assertEqual(2, len(mount.log()))
+
+    def test_a_dirty_mapping_beside_the_mount_is_caught(self):
+        import mmap
+        with Mount() as mount:
+            write(mount.backing + '/f', b'a' * 4096)
+            with open(mount.backing + '/f', 'r+b') as file:
+                mapping = mmap.mmap(file.fileno(), 4096)
+                mapping[0:1] = b'b'  # dirty: from here on stores move no time stamp
+            self.assertEqual(b'b' + b'a' * 4095, read(mount.path + '/f'))
+            self.assertEqual(b'1\n', mount.control('violations'))
+            mapping[1:2] = b'c'
+            self.assertEqual(b'bc', read(mount.path + '/f')[:2])
+            states = {digest for digest, name in mount.log() if name == b'/f'}
+            self.assertIn(b'sha256:' + hashlib.sha256(b'bc' + b'a' * 4094).hexdigest().encode(), states)
+            mapping.close()
+
+    def test_the_policy_is_changed_by_echo(self):
+        with Mount('--policy', 'builtin:none') as mount:
+            write(mount.backing + '/f', b'x')
+            read(mount.path + '/f')
+            self.assertEqual([], mount.names())
+            subprocess.run(['sh', '-c', f"echo 'measure func=FILE_CHECK' > {mount.path}/.ima/policy"], check=True)
+            read(mount.path + '/f')
+            self.assertEqual(['/f'], mount.names())
+            self.assertEqual(b'measure func=FILE_CHECK \n', mount.control('policy'))
+            bad = subprocess.run(['sh', '-c', f"echo 'measure flavour=good' > {mount.path}/.ima/policy"], stderr=subprocess.PIPE)
+            self.assertNotEqual(0, bad.returncode)
+            self.assertEqual(b'measure func=FILE_CHECK \n', mount.control('policy'))
+            self.assertIn('flavour', mount.status()['last_policy_error'])
+
+
+def read_or_empty(path):
+    try:
+        return read(path)
+    except OSError:
+        return b''
+
+
+if __name__ == '__main__':
+    unittest.main(verbosity=2)

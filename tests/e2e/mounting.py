@@ -1,0 +1,107 @@
+"""A mount for a test: its directories, its daemon, and its end, also when the test fails."""
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+
+IMAFS = os.path.abspath(os.environ.get('IMAFS', 'build/release/imafs'))
+
+
+class Mount:
+    def __init__(self, *options, backing=None, work=None, user=None):
+        self.work = work or tempfile.mkdtemp(prefix='imafs-e2e-')
+        self.owns_work = work is None
+        self.backing = backing or os.path.join(self.work, 'tree')
+        self.path = os.path.join(self.work, 'mount')
+        self.state = os.path.join(self.work, 'state')
+        self.messages = os.path.join(self.work, 'messages')
+        self.options = list(options)
+        self.user = user
+        for directory in (self.backing, self.path):
+            os.makedirs(directory, exist_ok=True)
+        if user:
+            os.chmod(self.work, 0o777)
+            for directory in (self.path, self.backing):
+                shutil.chown(directory, user, user)
+
+    def start(self, check=True):
+        words = [IMAFS, self.path, '--backing', self.backing, '--state', self.state, '--log-file', self.messages, *self.options]
+        if self.user:
+            words = ['setpriv', '--reuid', self.user, '--regid', self.user, '--clear-groups', '--', *words]
+        done = subprocess.run(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, timeout=60)
+        if check and done.returncode != 0:
+            raise AssertionError(f'imafs ended with {done.returncode}: {done.stderr}')
+        return done
+
+    def daemon_pid(self):
+        """The process that serves the mount: the one with the lock on the state directory."""
+        with open(self.state + '/lock') as lock:
+            return int(lock.read())
+
+    def swtpm_pid(self):
+        with open(self.state + '/tpm/pid') as file:
+            return int(file.read())
+
+    def control(self, name):
+        with open(f'{self.path}/.ima/{name}', 'rb') as file:
+            return file.read()
+
+    def log(self):
+        """Lines of the log after boot_aggregate and imafs's own entries: (file digest, name)."""
+        lines = [line.split(b' ') for line in self.control('measurements').split(b'\n') if line]
+        return [(words[3], words[4]) for words in lines if words[2] == b'ima-ng' and words[4] != b'boot_aggregate']
+
+    def names(self):
+        return [name.decode() for digest, name in self.log()]
+
+    def status(self):
+        return json.loads(self.control('status'))
+
+    def verify(self, *words):
+        return subprocess.run([IMAFS, 'verify', self.path, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, timeout=120)
+
+    def stop(self):
+        for _ in range(100):
+            done = subprocess.run(['umount', self.path], stderr=subprocess.PIPE, text=True)
+            if done.returncode == 0 or 'not mounted' in done.stderr:
+                break
+            time.sleep(0.05)
+        self.wait_for_end()
+
+    def wait_for_end(self):
+        """The daemon outlives umount(8) by a moment."""
+        try:
+            pid = self.daemon_pid()
+        except (OSError, ValueError):
+            return
+        for _ in range(200):
+            try:
+                with open(f'/proc/{pid}/stat') as stat:
+                    if stat.read().split(') ')[1].startswith('Z'):
+                        return
+            except OSError:
+                return
+            time.sleep(0.02)
+
+    def __enter__(self):
+        try:
+            self.start()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_):
+        self.stop()
+        # A swtpm whose daemon was killed is ours to end.
+        try:
+            pid = self.swtpm_pid()
+            with open(f'/proc/{pid}/cmdline', 'rb') as command:
+                if self.state.encode() in command.read():
+                    os.kill(pid, 15)
+        except (OSError, ValueError):
+            pass
+        if self.owns_work:
+            shutil.rmtree(self.work, ignore_errors=True)
