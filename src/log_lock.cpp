@@ -1,21 +1,27 @@
-#include "log_lock.h"
+#include "imafs/log_lock.h"
 
 #include <fcntl.h>
 #include <sys/file.h>
 #include <unistd.h>
 
 #include <cstdlib>
+#include <thread>
 
 #include "imafs/digest.h"
 #include "imafs/posix_file.h"
 
 namespace imafs {
 
-Result<LogLock> LogLock::take(const std::string& path, const std::string& what) {
+Result<LogLock> LogLock::take(const std::string& path, const std::string& what, std::chrono::milliseconds wait) {
   LogLock lock;
   lock.fd_.reset(::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600));
   if (!lock.fd_) return fail(errno_error("cannot lock " + what));
-  if (::flock(lock.fd_.get(), LOCK_EX | LOCK_NB) != 0) {
+  const auto until = std::chrono::steady_clock::now() + wait;
+  while (::flock(lock.fd_.get(), LOCK_EX | LOCK_NB) != 0) {
+    if (errno == EWOULDBLOCK && std::chrono::steady_clock::now() < until) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(10));
+      continue;
+    }
     if (errno != EWOULDBLOCK) return fail(errno_error("cannot lock " + what));
     const auto holder = read_file(path, 64);
     const std::string pid = holder ? holder->substr(0, holder->find('\n')) : "";
@@ -29,8 +35,8 @@ Result<LogLock> LogLock::take(const std::string& path, const std::string& what) 
   return lock;
 }
 
-Result<LogLock> LogLock::of_directory(const std::string& directory) {
-  return take(directory + "/lock", "the state directory '" + directory + "'");
+Result<LogLock> LogLock::of_directory(const std::string& directory, std::chrono::milliseconds wait) {
+  return take(directory + "/lock", "the state directory '" + directory + "'", wait);
 }
 
 Result<LogLock> LogLock::of_tpm(const std::string& identity, std::uint32_t pcr) {
@@ -38,7 +44,7 @@ Result<LogLock> LogLock::of_tpm(const std::string& identity, std::uint32_t pcr) 
   const std::string directory = std::string(runtime ? runtime : "/tmp") + "/imafs-" + std::to_string(::geteuid());
   if (auto made = make_directories(directory, 0700); !made) return fail(made.error());
   const std::string name = to_hex(hash_of(HashAlgorithm::kSha256, as_bytes(identity)).bytes()).substr(0, 24);
-  return take(directory + "/tpm-" + name + "-pcr" + std::to_string(pcr) + ".lock", "PCR " + std::to_string(pcr) + " of this TPM");
+  return take(directory + "/tpm-" + name + "-pcr" + std::to_string(pcr) + ".lock", "PCR " + std::to_string(pcr) + " of this TPM", {});
 }
 
 }  // namespace imafs

@@ -14,7 +14,6 @@
 #include "imafs/posix_file.h"
 #include "log_header.h"
 #include "log_index.h"
-#include "log_lock.h"
 
 namespace imafs {
 namespace {
@@ -105,14 +104,14 @@ class Log final : public MeasurementLog {
     change(health_);
   }
 
-  const LogOptions options_;
+  LogOptions options_;  // constant after begin()
   PcrExtender* const tpm_;
   const std::vector<Bank> banks_;       // the TPM's
   const std::vector<Bank> view_banks_;  // those and sha1
   std::vector<Bank> digest_banks_;      // those and file_hash: what a frame carries, in this order
   std::size_t dedupe_digest_ = 0;
 
-  LogLock state_lock_, tpm_lock_;
+  LogLock tpm_lock_;
   LogStart start_;
   LogHeader header_;
 
@@ -149,9 +148,11 @@ class Log final : public MeasurementLog {
 // ---- start ----
 
 Status Log::begin() {
-  auto state = LogLock::of_directory(options_.state_directory);
-  if (!state) return fail(state.error());
-  state_lock_ = std::move(*state);
+  if (!options_.state_lock) {
+    auto state = LogLock::of_directory(options_.state_directory);
+    if (!state) return fail(state.error());
+    options_.state_lock = std::make_shared<LogLock>(std::move(*state));
+  }
   if (tpm_) {
     auto lock = LogLock::of_tpm(tpm_->identity(), options_.default_pcr);
     if (!lock) return fail(lock.error());

@@ -30,6 +30,7 @@ namespace imafs {
 namespace {
 
 constexpr std::size_t kMaxPolicyFile = 64 << 20;
+constexpr auto kEndOfOthers = std::chrono::seconds(3);  // how long an unmounted daemon may take to end
 
 tl::unexpected<Failure> refuse(ExitCode code, std::string sentence) {
   return tl::unexpected<Failure>(Failure{code, std::move(sentence)});
@@ -95,6 +96,7 @@ class Mount {
   const CheckedConfig checked_;
   const MountConfig& config_;
   const std::int64_t started_at_ = ::time(nullptr);
+  std::shared_ptr<LogLock> state_lock_;  // given back last
   SelectedTpm tpm_;
   std::unique_ptr<MeasurementLog> log_;
   std::unique_ptr<BackingTree> tree_;
@@ -106,6 +108,9 @@ class Mount {
 tl::expected<void, Failure> Mount::open_log() {
   if (auto made = make_directories(config_.state, 0700); !made) return refuse(ExitCode::kState, "state directory: " + made.error().what);
   // The lock comes before the TPM: a private swtpm belongs to whoever holds the directory.
+  auto lock = LogLock::of_directory(config_.state, kEndOfOthers);
+  if (!lock) return refuse(lock.error().code == EALREADY ? ExitCode::kStateInUse : ExitCode::kState, lock.error().what);
+  state_lock_ = std::make_shared<LogLock>(std::move(*lock));
   const auto is_ours = [&](PcrExtender& tpm) { return journal_fits(config_.state, tpm); };
   auto selected = select_tpm(config_.tpm, config_.pcr, config_.state + "/tpm", is_ours);
   if (!selected) return refuse(selected.error().code == ENOENT ? ExitCode::kNoSwtpm : ExitCode::kTpm, selected.error().what);
@@ -113,6 +118,7 @@ tl::expected<void, Failure> Mount::open_log() {
 
   LogOptions options;
   options.state_directory = config_.state;
+  options.state_lock = state_lock_;
   options.default_pcr = config_.pcr;
   options.file_hash = checked_.file_hash;
   options.dedupe = !config_.no_dedupe;
@@ -121,8 +127,7 @@ tl::expected<void, Failure> Mount::open_log() {
   options.mount_is_boot = tpm_.process && !tpm_.process->was_running();
   auto log = MeasurementLog::open(std::move(options), tpm_.extender.get());
   if (!log) {
-    // A swtpm that another imafs uses is not ours to end.
-    if (log.error().code != EALREADY && tpm_.process && !tpm_.process->was_running()) end_private_tpm();
+    if (tpm_.process && !tpm_.process->was_running()) end_private_tpm();
     return refuse(code_of_log(log.error().code), log.error().what);
   }
   log_ = std::move(*log);

@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "imafs/log_entry.h"
+#include "imafs/log_lock.h"
 #include "imafs/pcr_extender.h"
 #include "imafs/result.h"
 
@@ -38,6 +39,7 @@ struct LogView {
 
 struct LogOptions {
   std::string state_directory;  // exists; journal, archives and lock live here
+  std::shared_ptr<LogLock> state_lock;  // on that directory, if the caller has it already
   std::uint32_t default_pcr = 10;
   HashAlgorithm file_hash = HashAlgorithm::kSha256;  // the hash of the duplicate check, as the kernel's
   bool dedupe = true;

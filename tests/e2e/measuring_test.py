@@ -40,9 +40,10 @@ class Measuring(unittest.TestCase):
             tcti = mount.status()['options']['tcti']
             pcrs = []
             for bank in ('sha1', 'sha256'):
-                value = subprocess.run(['tpm2_pcrread', '-T', tcti, bank + ':10'], check=True, stdout=subprocess.PIPE, text=True).stdout
-                value = value.split('0x')[1].strip().lower()
-                write(f'{mount.work}/{bank}', b'PCR-10: ' + value.encode() + b'\n')
+                listing = subprocess.run(['tpm2_pcrread', '-T', tcti, bank], check=True, stdout=subprocess.PIPE, text=True).stdout
+                values = [line.split('0x')[1].strip() for line in listing.split('\n') if '0x' in line]
+                # evmctl counts lines: the n-th is PCR n.
+                write(f'{mount.work}/{bank}', ''.join(f'PCR-{i:02d}: {value}\n' for i, value in enumerate(values)).encode())
                 pcrs += ['--pcrs', f'{bank},{mount.work}/{bank}']
             log = f'{mount.work}/log'
             write(log, mount.control('binary_runtime_measurements'))

@@ -2,6 +2,7 @@
 // object and given back by the kernel when the process dies.
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <string>
 
@@ -13,12 +14,13 @@ namespace imafs {
 class LogLock {
  public:
   LogLock() = default;
-  // EALREADY: another process holds it; the sentence says which.
-  static Result<LogLock> of_directory(const std::string& directory);
+  // EALREADY: another process holds it, and did so for all of `wait` (a daemon that was unmounted takes a
+  // moment to end); the sentence says which.
+  static Result<LogLock> of_directory(const std::string& directory, std::chrono::milliseconds wait = {});
   static Result<LogLock> of_tpm(const std::string& identity, std::uint32_t pcr);
 
  private:
-  static Result<LogLock> take(const std::string& path, const std::string& what);
+  static Result<LogLock> take(const std::string& path, const std::string& what, std::chrono::milliseconds wait);
   UniqueFd fd_;
 };
 
