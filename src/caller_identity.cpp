@@ -7,6 +7,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <charconv>
 #include <string>
@@ -57,6 +58,12 @@ void keep_file_capabilities() {
 }
 
 }  // namespace
+
+bool is_in_group(const Caller& caller, std::uint32_t group) {
+  if (caller.gid == group) return true;
+  const std::vector<gid_t> groups = groups_of(caller.pid);
+  return std::find(groups.begin(), groups.end(), group) != groups.end();
+}
 
 ActAs::ActAs(const Caller& caller, bool with_groups) {
   // The umask and the working directory are shared by the threads of a process until asked otherwise.

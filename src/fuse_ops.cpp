@@ -80,9 +80,13 @@ void do_setattr(fuse_req_t request, fuse_ino_t node, struct stat* attr, int what
   if ((what & FUSE_SET_ATTR_MTIME) != 0) change.mtime = attr->st_mtim;
   if ((what & FUSE_SET_ATTR_ATIME_NOW) != 0) change.atime = now;
   if ((what & FUSE_SET_ATTR_MTIME_NOW) != 0) change.mtime = now;
-  change.kill_suidgid = (what & (FUSE_SET_ATTR_KILL_SUID | FUSE_SET_ATTR_KILL_SGID)) != 0;
+  const Caller caller = caller_of(request);
+  // Of a request to clear setuid and setgid libfuse 3.18 hands on what else it asks for: nothing, when a
+  // stranger wrote in passthrough mode, or the size.
+  constexpr int kill = FUSE_SET_ATTR_KILL_SUID | FUSE_SET_ATTR_KILL_SGID;
+  change.kill_suidgid = what == 0 || (what & kill) != 0 || ((what & FUSE_SET_ATTR_SIZE) != 0 && caller.uid != 0);
   if (file) change.handle = file->fh;
-  reply_attr(request, context_of(request).ops.set_attr(node, change));
+  reply_attr(request, context_of(request).ops.set_attr(node, change, caller));
 }
 
 void do_readlink(fuse_req_t request, fuse_ino_t node) {
@@ -278,7 +282,7 @@ void do_write(fuse_req_t request, fuse_ino_t node, const char* bytes, size_t siz
   const bool appends = OpenFiles::appends(file->fh);
   const ssize_t written = ::pwritev2(writable->fd, &part, 1, offset, appends ? RWF_APPEND : 0);
   if (written < 0) return refuse(request, errno);
-  if (file->kill_suidgid != 0) kill_privileges(writable->fd);
+  if (file->kill_suidgid != 0) kill_privileges(writable->fd, caller_of(request));
   fuse_reply_write(request, static_cast<size_t>(written));
 }
 

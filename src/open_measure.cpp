@@ -412,7 +412,10 @@ Status OpenFiles::truncate(Opening& opening) {
   auto fd = table_.open(file.node, O_WRONLY | O_CLOEXEC);
   if (!fd) return fail(fd.error());
   if (::ftruncate(fd->get(), 0) != 0) return fail(errno_error("truncate"));
-  if (opening.request.kill_suidgid) kill_privileges(fd->get());
+  if (opening.request.kill_suidgid) {
+    const Requester& who = opening.request.who;
+    kill_privileges(fd->get(), Caller{who.pid, who.uid, who.gid, 0});
+  }
   cache_.with(file.node, [](FileRecord& record) { record.clear(); });
   return {};
 }

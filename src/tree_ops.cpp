@@ -33,11 +33,11 @@ Status done(int result, const char* doing) {
 
 }  // namespace
 
-void kill_privileges(int fd) {
+void kill_privileges(int fd, const Caller& writer) {
   struct stat attr {};
   if (::fstat(fd, &attr) != 0) return;
   mode_t kill = S_ISUID;
-  if ((attr.st_mode & S_IXGRP) != 0) kill |= S_ISGID;
+  if ((attr.st_mode & S_ISGID) != 0 && ((attr.st_mode & S_IXGRP) != 0 || !is_in_group(writer, attr.st_gid))) kill |= S_ISGID;
   const ProcPath path(fd);
   if ((attr.st_mode & kill) != 0) ::chmod(path.get(), attr.st_mode & 07777 & ~kill);
   ::removexattr(path.get(), "security.capability");
@@ -75,7 +75,7 @@ Status TreeOps::resize(NodeId node, off_t size, std::uint64_t handle) {
   return done(::ftruncate(writable.fd, size), "truncate");
 }
 
-Result<struct stat> TreeOps::set_attr(NodeId node, const AttrChange& change) {
+Result<struct stat> TreeOps::set_attr(NodeId node, const AttrChange& change, const Caller& caller) {
   auto fd = table_.path_fd(node);
   if (!fd) return fail(fd.error());
   const ProcPath path((*fd)->get());
@@ -87,7 +87,7 @@ Result<struct stat> TreeOps::set_attr(NodeId node, const AttrChange& change) {
     const gid_t gid = change.gid.value_or(static_cast<gid_t>(-1));
     if (::fchownat((*fd)->get(), "", uid, gid, AT_EMPTY_PATH | AT_SYMLINK_NOFOLLOW) != 0) return fail(errno_error("chown"));
   }
-  if (change.kill_suidgid) kill_privileges((*fd)->get());
+  if (change.kill_suidgid) kill_privileges((*fd)->get(), caller);
   if (change.mode && ::chmod(path.get(), *change.mode & 07777) != 0) return fail(errno_error("chmod"));
   if (change.atime || change.mtime) {
     const struct timespec omit {0, UTIME_OMIT};

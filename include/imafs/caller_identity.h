@@ -15,6 +15,9 @@ struct Caller {
   mode_t umask = 0;
 };
 
+// Whether the caller is in `group`, supplementary groups included.
+bool is_in_group(const Caller& caller, std::uint32_t group);
+
 class ActAs {
  public:
   // `with_groups`: take the caller's supplementary groups too (where a setgid bit depends on them).

@@ -43,7 +43,7 @@ class TreeOps {
     bool kill_suidgid = false;                     // clear setuid, setgid and file capabilities
     std::uint64_t handle = 0;                      // through an open file; 0: none
   };
-  Result<struct stat> set_attr(NodeId node, const AttrChange& change);
+  Result<struct stat> set_attr(NodeId node, const AttrChange& change, const Caller& caller);
 
   Result<std::string> read_link(NodeId node);
   Result<Found> make_node(NodeId parent, const char* name, mode_t mode, dev_t device, const Caller& caller);
@@ -79,8 +79,8 @@ class TreeOps {
   const bool passthrough_;
 };
 
-// Clears setuid, setgid (where it means what it says: with group execute) and file capabilities of an
-// open file. The kernel asks for it when somebody without the privilege to keep them writes.
-void kill_privileges(int fd);
+// Clears setuid, setgid and file capabilities of an open file. The kernel asks for it when `writer`, who
+// lacks the privilege to keep them, writes. Setgid without group execute stays if the writer is in the group.
+void kill_privileges(int fd, const Caller& writer);
 
 }  // namespace imafs
