@@ -1,60 +1,83 @@
-# Parts of setup: packages of a newer Debian suite, without touching the machine's own apt settings.
-# Sourced, not run.
+# Parts of setup: software of a newer Debian suite, put below .deps/. Sourced, not run.
+#
+# apt gets a configuration of its own in a scratch directory: sources, lists and caches of the machine stay
+# as they are, and what is downloaded is still checked against Debian's keys.
 
-# The mirror this machine uses already; nothing is written down here.
-debian_mirror() {
-  apt-get indextargets --format '$(ORIGIN) $(CODENAME) $(REPO_URI)' 'Created-By: Packages' |
-    awk '$1 == "Debian" && $2 !~ /-/ { print $3; exit }'
+# The mirrors in this machine's own sources, in either format, one a line. No address is written down here.
+debian_mirrors() {
+  release=$(. /etc/os-release && echo "${VERSION_CODENAME:-stable}")
+  apt-get update --print-uris | tr -d "'" | sed -n \
+    -e "s,^\([^ ]*/\)dists/$release/InRelease .*,\1,p" \
+    -e 's,^\([^ ]*/\)dists/\(stable\|oldstable\|testing\)/InRelease .*,\1,p' | awk '!seen[$0]++'
 }
 
-# private_apt DIR TYPE SUITE: prepares DIR as a world of its own for apt; then use apt_in DIR.
+# private_apt DIRECTORY deb|deb-src SUITE: afterwards `apt_in DIRECTORY ...` knows that suite and nothing else.
 private_apt() {
-  mirror=$(debian_mirror)
-  [ -n "$mirror" ] || { echo "setup: apt on this machine knows no Debian mirror" >&2; return 1; }
-  mkdir -p "$1/lists/partial" "$1/parts" "$1/cache/archives/partial"
-  echo "$2 [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $mirror $3 main" >"$1/source.list"
-  apt_in "$1" -qq update
-}
-
-apt_in() {
-  world=$1
-  shift
-  apt-get -o Dir::Etc::sourcelist="$world/source.list" -o Dir::Etc::sourceparts="$world/parts" \
-    -o Dir::State::Lists="$world/lists" -o Dir::Cache="$world/cache" \
-    -o APT::Sandbox::User=root -o Acquire::Retries=3 "$@"
-}
-
-# Builds the newest libfuse of the first suite that has 3.18.3 or later, as a static library in $1.
-build_libfuse() {
-  prefix=$1
-  for suite in forky sid; do
-    world=$(mktemp -d)
-    if private_apt "$world" deb-src "$suite" &&
-      (cd "$world" && apt_in "$world" -qq source --download-only fuse3 >/dev/null && dpkg-source --no-check -x fuse3_*.dsc src >/dev/null) &&
-      meson setup "$world/build" "$world/src" --prefix="$prefix" --libdir=lib --buildtype=release \
-        -Ddefault_library=static -Db_staticpic=true -Dexamples=false -Dtests=false -Dutils=false \
-        -Denable-io-uring=true >"$world/log" 2>&1 &&
-      ninja -C "$world/build" install >>"$world/log" 2>&1 &&
-      PKG_CONFIG_PATH="$prefix/lib/pkgconfig" pkg-config --atleast-version=3.18.3 fuse3; then
-      rm -rf "$world"
-      return 0
-    fi
-    [ -f "$world/log" ] && tail -n 20 "$world/log" >&2
-    rm -rf "$world"
+  mkdir -p "$1/lists/partial" "$1/archives/partial" "$1/sources.d"
+  cat >"$1/apt.conf" <<END
+Dir::Etc::SourceList "$1/sources.list";
+Dir::Etc::SourceParts "$1/sources.d";
+Dir::State::Lists "$1/lists";
+Dir::Cache "$1";
+APT::Sandbox::User "root";
+APT::Get::List-Cleanup "false";
+Acquire::Languages "none";
+Acquire::Retries "3";
+END
+  for mirror in $(debian_mirrors); do
+    echo "$2 [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $mirror $3 main" >"$1/sources.list"
+    if apt_in "$1" -qq update -o APT::Update::Error-Mode=any >"$1/update.log" 2>&1; then return 0; fi
   done
-  echo "setup: no suite has a libfuse of 3.18.3 or later that builds here" >&2
+  echo "setup: no mirror in this machine's apt sources has Debian's $3" >&2
+  [ ! -f "$1/update.log" ] || cat "$1/update.log" >&2
   return 1
 }
 
-# Unpacks Catch2 version 3 from the release's backports into $1.
-fetch_catch2() {
-  world=$(mktemp -d)
-  release=$(. /etc/os-release && echo "$VERSION_CODENAME")
-  private_apt "$world" deb "$release-backports" &&
-    (cd "$world" && apt_in "$world" -qq download catch2 libcatch2-dev >/dev/null) &&
-    for package in "$world"/*.deb; do dpkg-deb -x "$package" "$world/out" || return 1; done &&
-    mkdir -p "$1" && cp -r "$world"/out/usr/* "$1/"
-  result=$?
-  rm -rf "$world"
-  return $result
+apt_in() (
+  export APT_CONFIG="$1/apt.conf"
+  shift
+  exec apt-get "$@"
+)
+
+# build_libfuse SCRATCH PREFIX: a static libfuse from the first suite whose version is new enough.
+build_libfuse() {
+  for suite in forky sid; do
+    tree=$1/$suite
+    mkdir -p "$tree"
+    if private_apt "$tree" deb-src "$suite" && compile_libfuse "$tree" "$2" >"$tree/build.log" 2>&1; then
+      # Whole or not at all: an interrupted setup must not leave half a library behind.
+      rm -rf "$2"
+      mkdir -p "$(dirname "$2")"
+      mv "$tree/out$2" "$2"
+      return 0
+    fi
+    [ ! -f "$tree/build.log" ] || tail -n 30 "$tree/build.log" >&2
+  done
+  echo "setup: no suite has a libfuse of $libfuse_needed or later that builds here" >&2
+  return 1
 }
+
+compile_libfuse() (
+  set -e
+  cd "$1"
+  apt_in "$1" -q source --download-only fuse3
+  dpkg-source --no-check --extract fuse3_*.dsc src  # apt has compared the checksums
+  meson setup build src --prefix="$2" --libdir=lib --buildtype=release -Ddefault_library=static \
+    -Db_staticpic=true -Dexamples=false -Dtests=false -Dutils=false -Denable-io-uring=true
+  DESTDIR=$1/out ninja -C build install
+  PKG_CONFIG_PATH=$1/out$2/lib/pkgconfig pkg-config --atleast-version="$libfuse_needed" fuse3
+)
+
+# fetch_catch2 SCRATCH PREFIX: Catch2 version 3 from this release's backports, unpacked and not installed.
+fetch_catch2() (
+  set -e
+  release=$(. /etc/os-release && echo "$VERSION_CODENAME")
+  private_apt "$1" deb "$release-backports"
+  cd "$1"
+  apt_in "$1" -qq download libcatch2-dev >/dev/null
+  dpkg-deb --extract libcatch2-dev_*.deb out
+
+  rm -rf "$2"
+  mkdir -p "$(dirname "$2")"
+  mv out/usr "$2"
+)
