@@ -1,3 +1,4 @@
+# shellcheck shell=sh
 # Parts of setup: software of a newer Debian suite, put below .deps/. Sourced, not run.
 #
 # apt gets a configuration of its own in a scratch directory: sources, lists and caches of the machine stay
@@ -39,12 +40,12 @@ apt_in() (
   exec apt-get "$@"
 )
 
-# build_libfuse SCRATCH PREFIX: a static libfuse from the first suite whose version is new enough.
+# build_libfuse SCRATCH PREFIX VERSION: a static libfuse, from the first suite that has VERSION or a later one.
 build_libfuse() {
   for suite in forky sid; do
     tree=$1/$suite
     mkdir -p "$tree"
-    if private_apt "$tree" deb-src "$suite" && compile_libfuse "$tree" "$2" >"$tree/build.log" 2>&1; then
+    if private_apt "$tree" deb-src "$suite" && compile_libfuse "$tree" "$2" "$3" >"$tree/build.log" 2>&1; then
       # Whole or not at all: an interrupted setup must not leave half a library behind.
       rm -rf "$2"
       mkdir -p "$(dirname "$2")"
@@ -53,7 +54,7 @@ build_libfuse() {
     fi
     [ ! -f "$tree/build.log" ] || tail -n 30 "$tree/build.log" >&2
   done
-  echo "setup: no suite has a libfuse of $libfuse_needed or later that builds here" >&2
+  echo "setup: no suite has a libfuse of $3 or later that builds here" >&2
   return 1
 }
 
@@ -65,7 +66,7 @@ compile_libfuse() (
   meson setup build src --prefix="$2" --libdir=lib --buildtype=release -Ddefault_library=static \
     -Db_staticpic=true -Dexamples=false -Dtests=false -Dutils=false -Denable-io-uring=true
   DESTDIR=$1/out ninja -C build install
-  PKG_CONFIG_PATH=$1/out$2/lib/pkgconfig pkg-config --atleast-version="$libfuse_needed" fuse3
+  PKG_CONFIG_PATH=$1/out$2/lib/pkgconfig pkg-config --atleast-version="$3" fuse3
 )
 
 # fetch_catch2 SCRATCH PREFIX: Catch2 version 3 from this release's backports, unpacked and not installed.
@@ -76,7 +77,6 @@ fetch_catch2() (
   cd "$1"
   apt_in "$1" -qq download libcatch2-dev >/dev/null
   dpkg-deb --extract libcatch2-dev_*.deb out
-
   rm -rf "$2"
   mkdir -p "$(dirname "$2")"
   mv out/usr "$2"
