@@ -24,6 +24,8 @@ APT::Sandbox::User "root";
 APT::Get::List-Cleanup "false";
 Acquire::Languages "none";
 Acquire::Retries "3";
+// Frozen mirrors serve lists past their date; signatures and the version asked for are still checked.
+Acquire::Check-Valid-Until "false";
 END
   for mirror in $(debian_mirrors); do
     echo "$2 [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $mirror $3 main" >"$1/sources.list"
