@@ -124,7 +124,7 @@ class Tree final : public BackingTree {
   }
   int root_of(std::uint16_t mount) const override { return mounts_[mount].root.get(); }
 
-  FileHandle handle_of(int fd, std::uint16_t mount) override {
+  FileHandle handle_of(int fd, const char* name, std::uint16_t mount) override {
     FileHandle result;
     result.mount = mount;
     if (!can_open_handles_) return result;
@@ -132,7 +132,7 @@ class Tree final : public BackingTree {
     auto* const raw = reinterpret_cast<struct file_handle*>(memory.data());
     raw->handle_bytes = MAX_HANDLE_SZ;
     int mount_id = 0;
-    if (::name_to_handle_at(fd, "", raw, &mount_id, AT_EMPTY_PATH) != 0) return result;
+    if (::name_to_handle_at(fd, name, raw, &mount_id, *name == '\0' ? AT_EMPTY_PATH : 0) != 0) return result;
     result.type = raw->handle_type;
     result.bytes.assign(reinterpret_cast<const char*>(raw->f_handle), raw->handle_bytes);
     return result;
@@ -212,7 +212,7 @@ class Tree final : public BackingTree {
 
   bool find_handles() {
     can_open_handles_ = true;
-    const FileHandle handle = handle_of(root(), 0);
+    const FileHandle handle = handle_of(root(), "", 0);
     can_open_handles_ = !handle.bytes.empty() && open_handle(handle, O_PATH).has_value();
     return can_open_handles_;
   }

@@ -121,7 +121,7 @@ class Table final : public InodeTable {
  private:
   using Lock = std::unique_lock<std::mutex>;
 
-  // `fd`: the child's, or -1: then one is opened when the node is new.
+  // `fd`: the child's, or -1: then it is `name` in `directory`.
   Result<Found> enter(int fd, NodeId parent, int directory, std::uint16_t mount, std::string_view name, const Seen& seen,
                       std::uint32_t tid);
   void set_name(NodeId id, NodeId parent, std::string_view name, std::uint32_t tid);
@@ -205,32 +205,24 @@ Result<InodeTable::Found> Table::enter(int fd, NodeId parent, int directory, std
       return Found{id, seen.attr};
     }
   }
-  // New to us: a handle, taken from a descriptor so that it is surely of the file we saw.
-  UniqueFd own;
-  Seen now = seen;
-  if (fd < 0) {
-    own.reset(::openat(directory, std::string(name).c_str(), O_PATH | O_NOFOLLOW | O_CLOEXEC));
-    if (!own) return fail(errno_error("lookup"));
-    const auto again = look_at(own.get(), "", AT_EMPTY_PATH);
-    if (!again) return fail(again.error());
-    now = *again;
-  }
-  FileHandle handle = tree_.handle_of(fd < 0 ? own.get() : fd, mount);
+  // New to us. If another file takes the name before its handle is taken, the handle is what counts: data and
+  // measurement both come from it.
+  FileHandle handle = fd < 0 ? tree_.handle_of(directory, std::string(name).c_str(), mount) : tree_.handle_of(fd, "", mount);
   const Lock lock(mutex_);
-  NodeId id = known(mount, now);
+  NodeId id = known(mount, seen);
   if (id == 0) {
     id = next_id_++;
     Node& node = nodes_[id];
-    node.identity = {mount, now.attr.st_dev, now.attr.st_ino};
-    node.birth_ns = now.birth_ns;
+    node.identity = {mount, seen.attr.st_dev, seen.attr.st_ino};
+    node.birth_ns = seen.birth_ns;
     node.handle = std::move(handle);
     by_identity_[node.identity] = id;  // a file that had the number before is gone, whoever still knows it
   }
   Node& node = nodes_.at(id);
   ++node.lookups;
-  node.may_have_names = S_ISREG(now.attr.st_mode) && now.attr.st_nlink > 1;
+  node.may_have_names = S_ISREG(seen.attr.st_mode) && seen.attr.st_nlink > 1;
   set_name(id, parent, name, tid);
-  return Found{id, now.attr};
+  return Found{id, seen.attr};
 }
 
 void Table::set_name(NodeId id, NodeId parent, std::string_view name, std::uint32_t tid) {

@@ -188,7 +188,6 @@ Status OpenFiles::prepare(Opening& opening) {
       }
     }
     if (file.anchor) {
-      if (leases_) leases_->adopt(file.anchor.get());
       const auto index = static_cast<std::size_t>(file.anchor.get());
       const Lock lock(mutex_);
       if (by_fd_.size() <= index) by_fd_.resize(index + 256);
@@ -209,7 +208,9 @@ Status OpenFiles::learn_content(Opening& opening) {
   File& file = *opening.file;
   const MeasureGate::Interests interests = gate_.interests();
   if (!interests.measures || !file.anchor) return {};
-  if (interests.content) {
+  // A new file has no content, and write-only opens map nothing.
+  const bool reads = (opening.request.flags & O_ACCMODE) != O_WRONLY && !opening.created;
+  if (interests.content && reads) {
     bool leased = false;
     {
       const Lock lock(mutex_);
@@ -248,6 +249,7 @@ LeaseKeeper::Answer OpenFiles::take_lease(File& file, LeaseKeeper::Answer (Lease
     had = std::exchange(file.leased, true);
   }
   if (!had) file.verified = file.content_known = false;
+  if (!std::exchange(file.adopted, true)) leases_->adopt(file.anchor.get());
   const auto answer = ((*leases_).*ask)(file.anchor.get());
   if (answer != LeaseKeeper::Answer::kGranted && !had) {
     const Lock lock(mutex_);

@@ -45,8 +45,8 @@ class BackingTree {
   virtual std::optional<std::uint16_t> mounted_on(std::uint16_t mount, dev_t device, ino_t inode) const = 0;
   virtual int root_of(std::uint16_t mount) const = 0;  // as root(); a file's descriptor if the mount is of one file
 
-  // Never fails: an empty handle says "none".
-  virtual FileHandle handle_of(int fd, std::uint16_t mount) = 0;
+  // Of `name` in a directory, or with an empty name of `fd` itself. Never fails: an empty handle says "none".
+  virtual FileHandle handle_of(int fd, const char* name, std::uint16_t mount) = 0;
   // `flags` as for open(2), O_PATH included. ESTALE: the file is gone.
   virtual Result<UniqueFd> open_handle(const FileHandle& handle, int flags) = 0;
 
