@@ -1,0 +1,98 @@
+// PCRs in memory that fail on command: for tests only. The state outlives the extender, as a TPM outlives
+// the daemon that speaks to it.
+#pragma once
+
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string>
+
+#include "imafs/pcr_extender.h"
+#include "imafs/pcr_value.h"
+
+namespace imafs {
+
+struct SoftwareTpm {
+  std::vector<Bank> banks{Bank::of(HashAlgorithm::kSha1), Bank::of(HashAlgorithm::kSha256)};
+  std::map<std::uint32_t, BankValues> pcrs;
+  std::uint32_t resets = 1;
+  std::uint64_t extends = 0;  // that took effect
+  std::string name = "software TPM";
+
+  BankValues& pcr(std::uint32_t index) { return pcrs.try_emplace(index, pcr_reset_values(banks, index)).first->second; }
+  // A restart without state.
+  void reset() {
+    pcrs.clear();
+    ++resets;
+  }
+};
+
+enum class Fault {
+  kNone,
+  kBeforeEffect,  // the command is refused, nothing happened
+  kAfterEffect,   // it happened, the answer is lost
+  kGone,          // no command gets through, nor a reconnect
+};
+
+class FaultyPcrExtender final : public PcrExtender {
+ public:
+  explicit FaultyPcrExtender(std::shared_ptr<SoftwareTpm> tpm) : tpm_(std::move(tpm)) {}
+
+  // The next `count` extends meet `fault`; kGone lasts until it is taken away.
+  void fail_next(Fault fault, unsigned count = 1) {
+    fault_ = fault;
+    count_ = count;
+  }
+
+  const std::vector<Bank>& banks() const override { return tpm_->banks; }
+  std::string identity() const override { return tpm_->name; }
+  std::string description() const override { return tpm_->name; }
+
+  Status extend(std::uint32_t pcr, const BankValues& values) override {
+    const std::lock_guard lock(mutex_);
+    if (lost_) return fail(EIO, "the connection is lost");
+    const Fault fault = take_fault();
+    if (fault == Fault::kBeforeEffect || fault == Fault::kGone) {
+      lost_ = true;
+      return fail(EIO, "refused");
+    }
+    extend_pcr(tpm_->banks, tpm_->pcr(pcr), values);
+    ++tpm_->extends;
+    if (fault != Fault::kAfterEffect) return {};
+    lost_ = true;
+    return fail(ETIMEDOUT, "no answer");
+  }
+
+  Result<BankValues> read(std::uint32_t pcr) override {
+    const std::lock_guard lock(mutex_);
+    if (fault_ == Fault::kGone || lost_) return fail(EIO, "the TPM is gone");
+    return tpm_->pcr(pcr);
+  }
+  Result<TpmClock> clock() override {
+    const std::lock_guard lock(mutex_);
+    if (fault_ == Fault::kGone || lost_) return fail(EIO, "the TPM is gone");
+    return TpmClock{tpm_->resets, 0, 0};
+  }
+  Status reconnect() override {
+    const std::lock_guard lock(mutex_);
+    if (fault_ == Fault::kGone) return fail(EIO, "the TPM is gone");
+    lost_ = false;
+    return {};
+  }
+
+ private:
+  Fault take_fault() {
+    if (fault_ == Fault::kGone) return fault_;
+    if (count_ == 0) return Fault::kNone;
+    --count_;
+    return fault_;
+  }
+
+  const std::shared_ptr<SoftwareTpm> tpm_;
+  std::mutex mutex_;
+  Fault fault_ = Fault::kNone;
+  unsigned count_ = 0;
+  bool lost_ = false;
+};
+
+}  // namespace imafs

@@ -1,0 +1,466 @@
+#include "imafs/measurement_log.h"
+
+#include <catch2/catch_test_macros.hpp>
+#include <csignal>
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <sys/resource.h>
+#include <thread>
+#include <unistd.h>
+
+#include "faulty_pcr_extender.h"
+#include "imafs/log_codec.h"
+#include "imafs/log_journal.h"
+#include "imafs/posix_file.h"
+#include "imafs/verifier.h"
+
+namespace imafs {
+namespace {
+
+namespace fs = std::filesystem;
+
+class Scratch {
+ public:
+  Scratch() {
+    std::string name = (fs::temp_directory_path() / "imafs-log-XXXXXX").string();
+    path_ = ::mkdtemp(name.data());
+  }
+  ~Scratch() { fs::remove_all(path_); }
+  const std::string& path() const { return path_; }
+
+ private:
+  std::string path_;
+};
+
+LogEntry entry_for(const std::string& name) {
+  EntryFacts facts;
+  facts.file_digest = hash_of(HashAlgorithm::kSha256, as_bytes(name));
+  facts.name = "/" + name;
+  return make_entry(*find_builtin_template("ima-ng"), 10, facts);
+}
+
+LogEntry violation_for(const std::string& name) {
+  EntryFacts facts;
+  facts.name = "/" + name;
+  return make_violation(*find_builtin_template("ima-ng"), 10, HashAlgorithm::kSha256, facts);
+}
+
+// A TPM and a state directory that outlive the daemons which use them. Each world has its own TPM identity.
+struct World {
+  Scratch state;
+  std::shared_ptr<SoftwareTpm> tpm = std::make_shared<SoftwareTpm>();
+  std::unique_ptr<FaultyPcrExtender> extender;
+  std::unique_ptr<MeasurementLog> log;
+
+  World() { tpm->name = state.path(); }
+
+  Status start(const std::function<void(LogOptions&)>& change = {}) {
+    log.reset();
+    extender = std::make_unique<FaultyPcrExtender>(tpm);
+    LogOptions options;
+    options.state_directory = state.path();
+    if (change) change(options);
+    auto opened = MeasurementLog::open(options, extender.get());
+    if (!opened) return fail(opened.error());
+    log = std::move(*opened);
+    return {};
+  }
+  Result<Appended> append(const std::string& name) { return log->append(entry_for(name), {}); }
+
+  std::string view(LogView::Form form, std::size_t bank) const {
+    std::string text;
+    std::vector<char> part(777);
+    for (;;) {
+      const auto got = log->read_view({form, bank}, text.size(), part);
+      REQUIRE(got);
+      if (*got == 0) return text;
+      text.append(part.data(), *got);
+    }
+  }
+  std::vector<std::string> names() const {
+    std::vector<std::string> found;
+    const auto records = decode_log(as_bytes(view(LogView::Form::kBinary, 0)), 20);
+    REQUIRE(records);
+    for (const DecodedRecord& record : *records) found.push_back(std::string(as_text(record.entry.values[1])).substr(1));
+    for (std::string& name : found) name.pop_back();
+    return found;
+  }
+  // The judge: the log as its readers see it, folded by the verifier, against the PCR.
+  bool replays() const {
+    ExpectedPcrs pcrs;
+    for (const auto& [index, values] : tpm->pcrs) {
+      for (std::size_t i = 0; i < tpm->banks.size(); ++i) pcrs[name_of(tpm->banks[i])][index] = values[i];
+    }
+    const auto records = decode_log(as_bytes(view(LogView::Form::kBinary, 0)), 20);
+    REQUIRE(records);
+    return verify_log(*records, 20, tpm->banks, pcrs).verdict == Verdict::kVerified;
+  }
+  std::string journal() const { return state.path() + "/journal/journal.000001"; }
+};
+
+}  // namespace
+
+TEST_CASE("an entry is logged and extended once, a violation each time") {
+  World world;
+  REQUIRE(world.start());
+  CHECK(world.log->start().needs_boot_aggregate);
+  CHECK(world.append("a") == Appended::kLogged);
+  CHECK(world.append("a") == Appended::kDuplicate);
+  CHECK(world.log->append(violation_for("a"), {}) == Appended::kLogged);
+  CHECK(world.log->append(violation_for("a"), {}) == Appended::kLogged);
+  CHECK(world.log->count() == 3);
+  CHECK(world.log->violations() == 2);
+  CHECK(world.tpm->extends == 3);
+  CHECK(world.replays());
+}
+
+TEST_CASE("without deduplication everything is logged") {
+  World world;
+  REQUIRE(world.start([](LogOptions& options) { options.dedupe = false; }));
+  CHECK(world.append("a") == Appended::kLogged);
+  CHECK(world.append("a") == Appended::kLogged);
+  CHECK(world.replays());
+}
+
+TEST_CASE("a restart goes on with the log and knows what it has") {
+  World world;
+  REQUIRE(world.start());
+  REQUIRE(world.append("a"));
+  REQUIRE(world.log->append(violation_for("a"), {}));
+  REQUIRE(world.start());
+  CHECK(world.log->start().kind == LogStart::Kind::kContinued);
+  CHECK_FALSE(world.log->start().needs_boot_aggregate);
+  CHECK(world.log->violations() == 1);
+  CHECK(world.append("a") == Appended::kDuplicate);
+  CHECK(world.append("b") == Appended::kLogged);
+  CHECK(world.names() == std::vector<std::string>{"a", "a", "b"});
+  CHECK(world.replays());
+}
+
+TEST_CASE("views are the codec's bytes, at any offset") {
+  World world;
+  REQUIRE(world.start());
+  for (int i = 0; i < 50; ++i) REQUIRE(world.append("name " + std::to_string(i * i)));
+  std::string ascii[2];
+  Bytes binary[2];
+  for (int i = 0; i < 50; ++i) {
+    const LogEntry entry = entry_for("name " + std::to_string(i * i));
+    const BankValues digests = template_digests(entry, world.tpm->banks);
+    for (std::size_t bank = 0; bank < 2; ++bank) {
+      append_ascii(ascii[bank], entry, digests[bank]);
+      append_binary(binary[bank], entry, digests[bank]);
+    }
+  }
+  for (std::size_t bank = 0; bank < 2; ++bank) {
+    CHECK(world.view(LogView::Form::kAscii, bank) == ascii[bank]);
+    CHECK(world.view(LogView::Form::kBinary, bank) == as_text(binary[bank]));
+    CHECK(world.log->view_size({LogView::Form::kAscii, bank}) == ascii[bank].size());
+    std::vector<char> one(1);
+    for (std::size_t offset = 0; offset < ascii[bank].size(); offset += 97) {
+      REQUIRE(world.log->read_view({LogView::Form::kAscii, bank}, offset, one) == 1);
+      CHECK(one[0] == ascii[bank][offset]);
+    }
+  }
+}
+
+TEST_CASE("a journal torn at any byte of its last entry loses that entry and no other") {
+  World world;
+  REQUIRE(world.start());
+  REQUIRE(world.append("a"));
+  REQUIRE(world.append("b"));
+  const auto whole = fs::file_size(world.journal());
+  const auto pcrs = world.tpm->pcrs;
+  REQUIRE(world.append("c"));
+  world.log.reset();
+  const auto bytes = read_file(world.journal(), 1 << 20);
+  REQUIRE(bytes);
+  for (auto size = whole; size < bytes->size(); ++size) {
+    CAPTURE(size);
+    // A torn frame is written before its extend, so the PCR does not hold it.
+    world.tpm->pcrs = pcrs;
+    std::ofstream(world.journal(), std::ios::trunc).write(bytes->data(), static_cast<std::streamsize>(size));
+    REQUIRE(world.start());
+    CHECK(world.names() == std::vector<std::string>{"a", "b"});
+    CHECK(world.append("c") == Appended::kLogged);
+    CHECK(world.replays());
+    world.log.reset();
+  }
+}
+
+TEST_CASE("an entry that was written and not extended is extended at the start") {
+  World world;
+  REQUIRE(world.start());
+  REQUIRE(world.append("a"));
+  const auto before = world.tpm->pcrs;
+  REQUIRE(world.append("b"));
+  world.log.reset();
+  world.tpm->pcrs = before;
+  REQUIRE(world.start());
+  CHECK(world.log->start().kind == LogStart::Kind::kFinishedPending);
+  CHECK(world.names() == std::vector<std::string>{"a", "b"});
+  CHECK(world.replays());
+}
+
+TEST_CASE("a journal that does not fit the PCR is refused and the entry named, or archived if asked") {
+  World world;
+  REQUIRE(world.start());
+  for (const char* name : {"a", "b", "c", "d"}) REQUIRE(world.append(name));
+  const auto full = world.tpm->pcrs;
+
+  SECTION("the PCR is two entries behind") {
+    world.log.reset();
+    auto half = world.tpm;
+    half->pcrs.clear();
+    for (const char* name : {"a", "b"}) extend_pcr(half->banks, half->pcr(10), extend_values(entry_for(name), half->banks));
+    const auto started = world.start();
+    REQUIRE_FALSE(started);
+    CHECK(started.error().code == EBADMSG);
+    CHECK(started.error().what.find("entry 2") != std::string::npos);
+  }
+  SECTION("somebody else extended the PCR") {
+    world.log.reset();
+    extend_pcr(world.tpm->banks, world.tpm->pcr(10), extend_values(entry_for("foreign"), world.tpm->banks));
+    CHECK_FALSE(world.start());
+  }
+  SECTION("a byte in the middle of the journal is damaged") {
+    world.log.reset();
+    std::fstream file(world.journal(), std::ios::in | std::ios::out);
+    file.seekp(static_cast<std::streamoff>(fs::file_size(world.journal()) / 2));
+    file.put('\x5a');
+    file.close();
+    const auto started = world.start();
+    REQUIRE_FALSE(started);
+    CHECK(started.error().code == EBADMSG);
+  }
+  REQUIRE(world.start([](LogOptions& options) { options.new_log = true; }));
+  CHECK(world.log->start().kind == LogStart::Kind::kArchivedByRequest);
+  CHECK(world.log->count() == 0);
+  CHECK(fs::exists(world.state.path() + "/archive/1/journal.000001"));
+}
+
+TEST_CASE("a TPM that was reset gets a new log, the old one is kept with its end") {
+  World world;
+  REQUIRE(world.start());
+  REQUIRE(world.append("a"));
+  world.log.reset();
+  world.tpm->reset();
+  REQUIRE(world.start());
+  CHECK(world.log->start().kind == LogStart::Kind::kArchivedReboot);
+  CHECK(world.log->start().needs_boot_aggregate);
+  CHECK(world.append("a") == Appended::kLogged);
+  CHECK(world.replays());
+  const auto end = read_file(world.state.path() + "/archive/1/end-pcrs", 1 << 20);
+  REQUIRE(end);
+  CHECK(parse_pcr_values(*end, "end-pcrs"));
+}
+
+TEST_CASE("a PCR that was not zero is the base of the log") {
+  World world;
+  extend_pcr(world.tpm->banks, world.tpm->pcr(10), extend_values(entry_for("before"), world.tpm->banks));
+  REQUIRE(world.start());
+  REQUIRE(world.append("a"));
+  const auto base = parse_pcr_values(world.log->base(), "base");
+  REQUIRE(base);
+  CHECK(base->at("sha256").contains(10));
+  CHECK(world.log->replayed().at(10) == world.tpm->pcr(10));
+  REQUIRE(world.start());
+  CHECK(world.log->start().kind == LogStart::Kind::kContinued);
+}
+
+TEST_CASE("faults of the TPM: denied or finished, never a gap and never twice") {
+  for (const Fault fault : {Fault::kBeforeEffect, Fault::kAfterEffect}) {
+    CAPTURE(static_cast<int>(fault));
+    World world;
+    REQUIRE(world.start());
+    REQUIRE(world.append("a"));
+    world.extender->fail_next(fault);
+    const auto appended = world.append("b");
+    // Whether the lost command took effect is asked at once: then it stands, else it has not happened.
+    CHECK(appended.has_value() == (fault == Fault::kAfterEffect));
+    CHECK(world.replays());
+    CHECK(world.append("b") == (fault == Fault::kAfterEffect ? Appended::kDuplicate : Appended::kLogged));
+    CHECK(world.append("c") == Appended::kLogged);
+    CHECK(world.names() == std::vector<std::string>{"a", "b", "c"});
+    CHECK(world.tpm->extends == 3);
+    CHECK(world.replays());
+    REQUIRE(world.start());
+    CHECK(world.replays());
+  }
+}
+
+TEST_CASE("a TPM that is gone denies until it is back") {
+  World world;
+  REQUIRE(world.start());
+  REQUIRE(world.append("a"));
+  world.extender->fail_next(Fault::kGone);
+  CHECK(world.append("b").error().code == EIO);
+  CHECK(world.append("c").error().code == EIO);
+  CHECK_FALSE(world.log->tpm_health().ok);
+  CHECK(world.names() == std::vector<std::string>{"a"});
+  world.extender->fail_next(Fault::kNone);
+  CHECK(world.append("c") == Appended::kLogged);
+  CHECK(world.log->tpm_health().ok);
+  CHECK(world.names() == std::vector<std::string>{"a", "c"});
+  CHECK(world.replays());
+}
+
+TEST_CASE("a crash while the TPM is gone leaves at most the last entry open") {
+  World world;
+  REQUIRE(world.start());
+  REQUIRE(world.append("a"));
+  world.extender->fail_next(Fault::kGone);
+  CHECK_FALSE(world.append("b"));
+  REQUIRE(world.start());  // the daemon dies, the TPM is back
+  CHECK(world.replays());
+  CHECK(world.names() == std::vector<std::string>{"a", "b"});  // written before the extend: finished now
+}
+
+TEST_CASE("with --tpm-error continue entries without an extend are known, and caught up with") {
+  World world;
+  const auto go_on = [](LogOptions& options) { options.continue_on_tpm_error = true; };
+  REQUIRE(world.start(go_on));
+  REQUIRE(world.append("a"));
+  world.extender->fail_next(Fault::kGone);
+  CHECK(world.append("b") == Appended::kLogged);
+  CHECK(world.append("c") == Appended::kLogged);
+  CHECK(world.log->tpm_health().missing_extends == 2);
+  CHECK(world.log->tpm_health().first_missing == 1);
+  CHECK_FALSE(world.replays());
+  SECTION("the TPM comes back") { world.extender->fail_next(Fault::kNone); }
+  SECTION("the daemon is started anew first") { REQUIRE(world.start(go_on)); }
+  CHECK(world.append("d") == Appended::kLogged);
+  CHECK(world.names() == std::vector<std::string>{"a", "b", "c", "d"});
+  CHECK(world.replays());
+}
+
+TEST_CASE("a foreign extend is found") {
+  World world;
+  REQUIRE(world.start());
+  REQUIRE(world.append("a"));
+  CHECK(world.log->check_tpm());
+  extend_pcr(world.tpm->banks, world.tpm->pcr(10), extend_values(entry_for("foreign"), world.tpm->banks));
+  CHECK_FALSE(world.log->check_tpm());
+  CHECK(world.log->tpm_health().foreign_extend);
+}
+
+TEST_CASE("a state directory and a PCR have one user") {
+  World world;
+  REQUIRE(world.start());
+  FaultyPcrExtender other(world.tpm);
+  LogOptions options;
+  options.state_directory = world.state.path();
+  auto second = MeasurementLog::open(options, &other);
+  REQUIRE_FALSE(second);
+  CHECK(second.error().code == EALREADY);
+  CHECK(second.error().what.find(std::to_string(::getpid())) != std::string::npos);
+
+  Scratch elsewhere;
+  options.state_directory = elsewhere.path();
+  second = MeasurementLog::open(options, &other);
+  REQUIRE_FALSE(second);
+  CHECK(second.error().code == EALREADY);
+  CHECK(second.error().what.find("PCR 10") != std::string::npos);
+}
+
+TEST_CASE("an entry for a PCR no TPM has is logged and extended nowhere") {
+  World world;
+  REQUIRE(world.start());
+  LogEntry entry = entry_for("a");
+  entry.pcr = 30;
+  CHECK(world.log->append(entry, {}) == Appended::kLogged);
+  CHECK(world.tpm->extends == 0);
+  REQUIRE(world.start());
+  CHECK(world.log->count() == 1);
+}
+
+TEST_CASE("without a TPM the log stands alone, and goes on in the same boot") {
+  Scratch state;
+  LogOptions options;
+  options.state_directory = state.path();
+  {
+    auto log = MeasurementLog::open(options, nullptr);
+    REQUIRE(log);
+    CHECK((*log)->view_banks().size() == 1);
+    REQUIRE((*log)->append(entry_for("a"), {}));
+  }
+  auto log = MeasurementLog::open(options, nullptr);
+  REQUIRE(log);
+  CHECK((*log)->count() == 1);
+  CHECK((*log)->append(entry_for("a"), {}) == Appended::kDuplicate);
+}
+
+TEST_CASE("a full disk denies, and nothing is lost or doubled when there is room again") {
+  World world;
+  REQUIRE(world.start());
+  REQUIRE(world.append("a"));
+  // The limit is this process's own; SIGXFSZ would end it.
+  struct rlimit old {};
+  ::getrlimit(RLIMIT_FSIZE, &old);
+  std::signal(SIGXFSZ, SIG_IGN);
+  struct rlimit tight = old;
+  tight.rlim_cur = fs::file_size(world.journal()) + 50;
+  ::setrlimit(RLIMIT_FSIZE, &tight);
+  const auto refused = world.append("b");
+  ::setrlimit(RLIMIT_FSIZE, &old);
+  REQUIRE_FALSE(refused);
+  CHECK(refused.error().code == EFBIG);
+  CHECK(world.replays());
+  CHECK(world.append("b") == Appended::kLogged);
+  CHECK(world.append("c") == Appended::kLogged);
+  CHECK(world.replays());
+  REQUIRE(world.start());
+  CHECK(world.names() == std::vector<std::string>{"a", "b", "c"});
+  CHECK(world.replays());
+}
+
+TEST_CASE("many threads append in one order") {
+  World world;
+  REQUIRE(world.start());
+  std::vector<std::thread> threads;
+  for (int t = 0; t < 8; ++t) {
+    threads.emplace_back([&, t] {
+      for (int i = 0; i < 100; ++i) (void)world.append("file " + std::to_string((t % 4) * 100 + i));
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  CHECK(world.log->count() == 400);
+  CHECK(world.replays());
+}
+
+TEST_CASE("a million entries", "[.benchmark]") {
+  World world;
+  REQUIRE(world.start());
+  const auto resident = [] {
+    std::ifstream status("/proc/self/statm");
+    long pages = 0, rest = 0;
+    status >> pages >> rest;
+    return rest * 4096;
+  };
+  auto seconds = [start = std::chrono::steady_clock::now()]() mutable {
+    const auto now = std::chrono::steady_clock::now();
+    const double passed = std::chrono::duration<double>(now - start).count();
+    start = now;
+    return passed;
+  };
+  const long before = resident();
+  constexpr int count = 1'000'000;
+  for (int i = 0; i < count; ++i) {
+    REQUIRE(world.append("usr/lib/some/directory/file" + std::to_string(i)));
+    if (i == 1'000 || i == 10'000 || i == 100'000 || i == count - 1) WARN(i << " entries after " << seconds() << " s more");
+  }
+  WARN("bytes of memory an entry: " << (resident() - before) / count);
+  std::vector<char> part(1 << 20);
+  std::uint64_t offset = 0;
+  (void)seconds();
+  while (const auto got = world.log->read_view({LogView::Form::kAscii, 0}, offset, part)) {
+    if (*got == 0) break;
+    offset += *got;
+  }
+  WARN("text view: " << static_cast<double>(offset) / 1e6 / seconds() << " MB/s");
+  REQUIRE(world.start());
+  WARN("start: " << seconds() << " s");
+  CHECK(world.log->count() == count);
+}
+
+}  // namespace imafs
