@@ -11,6 +11,9 @@ constexpr std::uint8_t kViolationFlag = 1;
 
 Bytes encode_journal_entry(const LogEntry& entry, const EntryOrigin& origin, const BankValues& digests) {
   Bytes out;
+  const ViewSizes sizes = view_sizes_of(entry);
+  append_le32(out, sizes.ascii);
+  append_le32(out, sizes.binary);
   append_le64(out, static_cast<std::uint64_t>(origin.time_ns));
   append_le32(out, origin.pid);
   append_le32(out, origin.uid);
@@ -43,8 +46,10 @@ Result<JournalEntry> decode_journal_entry(ByteView payload) {
     payload = payload.subspan(size);
     return part;
   };
+  const ByteView sizes = take(8);
   const ByteView head = take(17);
   if (!whole) return fail(EBADMSG, "an entry of the journal is too short");
+  result.sizes = {load_le32(sizes), load_le32(sizes.subspan(4))};
   result.origin.time_ns = static_cast<std::int64_t>(load_le64(head));
   result.origin.pid = load_le32(head.subspan(8));
   result.origin.uid = load_le32(head.subspan(12));
@@ -75,18 +80,22 @@ LogIndex::Key LogIndex::key_of(ByteView template_digest, std::uint32_t pcr) {
   return key;
 }
 
-void LogIndex::add(std::uint64_t frame, const LogEntry& entry) {
-  Place place = end_;
-  place.frame = frame;
-  places_.push_back(place);
+ViewSizes view_sizes_of(const LogEntry& entry) {
   thread_local std::string text;
   thread_local Bytes record;
   text.clear();
   record.clear();
   append_ascii(text, entry, {});
   append_binary(record, entry, {});
-  end_.ascii += text.size();
-  end_.binary += record.size();
+  return {static_cast<std::uint32_t>(text.size()), static_cast<std::uint32_t>(record.size())};
+}
+
+void LogIndex::add(std::uint64_t frame, ViewSizes sizes) {
+  Place place = end_;
+  place.frame = frame;
+  places_.push_back(place);
+  end_.ascii += sizes.ascii;
+  end_.binary += sizes.binary;
 }
 
 std::uint64_t LogIndex::view_size(LogView::Form form, std::size_t digest_size) const {

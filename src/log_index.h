@@ -24,7 +24,15 @@ enum class FrameKind : std::uint8_t {
 // Payload of an entry's frame. `digests`: template digests, in the order the header names.
 Bytes encode_journal_entry(const LogEntry& entry, const EntryOrigin& origin, const BankValues& digests);
 
+// Bytes of an entry in the text and in the binary view, digests not counted.
+struct ViewSizes {
+  std::uint32_t ascii = 0;
+  std::uint32_t binary = 0;
+};
+ViewSizes view_sizes_of(const LogEntry& entry);
+
 struct JournalEntry {
+  ViewSizes sizes;
   LogEntry entry;
   EntryOrigin origin;
   ByteView digests;  // concatenated, inside the payload
@@ -45,7 +53,7 @@ class LogIndex {
   using Key = std::array<std::uint8_t, 32>;
   static Key key_of(ByteView template_digest, std::uint32_t pcr);
 
-  void add(std::uint64_t frame, const LogEntry& entry);
+  void add(std::uint64_t frame, ViewSizes sizes);
   void remember(const Key& key) { seen_.insert(key); }
   bool has(const Key& key) const { return seen_.contains(key); }
 

@@ -86,6 +86,8 @@ class Log final : public MeasurementLog {
   // Starting (all but create_new in the order of the file).
   Status load();
   Status take_frame(const LogJournal::Frame& frame);
+  BankValues extension_of(const JournalEntry& entry) const;
+  Status each_extension(const std::function<Status(std::uint32_t pcr, const BankValues&)>& visit) const;
   Status fit_to_tpm();
   Status create_new();
   Status archive(const std::string& why);
@@ -95,10 +97,11 @@ class Log final : public MeasurementLog {
   Status settle();
   Status extend_pending();
   Result<Appended> fail_append(Error error);
-  void publish(std::uint64_t frame, const LogEntry& entry, const BankValues& digests);
+  void publish(std::uint64_t frame, const LogEntry& entry);
   Status compare_with_tpm();
   BankValues folded(std::uint32_t pcr, const BankValues& extended) const;
-  const BankValues& pcr_value(std::uint32_t pcr);
+  BankValues first_value(std::uint32_t pcr) const;  // when the log began
+  BankValues& pcr_slot(std::uint32_t pcr);
   void set_health(const std::function<void(TpmHealth&)>& change) {
     const std::lock_guard lock(health_mutex_);
     change(health_);
@@ -131,8 +134,8 @@ class Log final : public MeasurementLog {
   std::uint64_t appended_since_check_ = 0;
   bool settled_by_cut_ = false;  // the last settle() took the pending entry back
 
-  // Only while loading: what each entry extended, and the first one known not to have been.
-  std::vector<std::pair<std::uint32_t, BankValues>> history_;
+  // Only while loading: entries that were to be extended, and the first one known not to have been.
+  std::uint64_t extended_entries_ = 0;
   std::optional<std::uint64_t> start_gap_;
 
   mutable std::shared_mutex index_mutex_;  // index_ and pcrs_; never held across a system call but reads
@@ -198,6 +201,8 @@ bool Log::began_before_reset(std::string& why) const {
 
 Status Log::create_new() {
   index_ = LogIndex();
+  extended_entries_ = 0;
+  start_gap_.reset();
   pcrs_.clear();
   missing_.clear();
   pending_.reset();
@@ -253,27 +258,11 @@ Status Log::take_frame(const LogJournal::Frame& frame) {
   }
   auto decoded = decode_journal_entry(frame.payload);
   if (!decoded) return fail(EBADMSG, "entry " + std::to_string(index_.size()) + ": " + decoded.error().what);
-  BankValues extended;
-  for (const Bank& bank : banks_) {
-    std::size_t at = 0;
-    std::optional<ByteView> digest;
-    for (const HashAlgorithm algorithm : header_.digests) {
-      const std::size_t size = digest_size(algorithm);
-      if (bank.hash == algorithm && decoded->digests.size() >= at + size) digest = decoded->digests.subspan(at, size);
-      at += size;
-    }
-    if (decoded->entry.is_violation || !digest) {
-      extended.push_back(extend_values(decoded->entry, {bank})[0]);
-    } else {
-      extended.emplace_back(digest->begin(), digest->end());
-    }
-  }
   if (tpm_ && decoded->entry.pcr < kTpmPcrs) {
-    (void)pcr_value(decoded->entry.pcr);
-    pcrs_[decoded->entry.pcr] = folded(decoded->entry.pcr, extended);
-    history_.emplace_back(decoded->entry.pcr, extended);
+    extend_pcr(banks_, pcr_slot(decoded->entry.pcr), extension_of(*decoded));
+    ++extended_entries_;
   }
-  index_.add(frame.offset, decoded->entry);
+  index_.add(frame.offset, decoded->sizes);
   std::size_t at = 0;
   for (std::size_t i = 0; i < header_.digests.size(); ++i) {
     const std::size_t size = digest_size(header_.digests[i]);
@@ -287,6 +276,40 @@ Status Log::take_frame(const LogJournal::Frame& frame) {
   return {};
 }
 
+// What an entry of the journal put into the PCRs: its digests as kept, but for violations and for banks that
+// were not there when it was written.
+BankValues Log::extension_of(const JournalEntry& entry) const {
+  BankValues extended;
+  for (const Bank& bank : banks_) {
+    std::size_t at = 0;
+    std::optional<ByteView> digest;
+    for (const HashAlgorithm algorithm : header_.digests) {
+      const std::size_t size = digest_size(algorithm);
+      if (bank.hash == algorithm && entry.digests.size() >= at + size) digest = entry.digests.subspan(at, size);
+      at += size;
+    }
+    if (entry.entry.is_violation || !digest) {
+      extended.push_back(extend_values(entry.entry, {bank})[0]);
+    } else {
+      extended.emplace_back(digest->begin(), digest->end());
+    }
+  }
+  return extended;
+}
+
+// Every extend the journal stands for, in order.
+Status Log::each_extension(const std::function<Status(std::uint32_t pcr, const BankValues&)>& visit) const {
+  auto again = LogJournal::open(journal_directory(), [&](const LogJournal::Frame& frame) -> Status {
+    if (static_cast<FrameKind>(frame.kind) != FrameKind::kEntry) return {};
+    const auto decoded = decode_journal_entry(frame.payload);
+    if (!decoded) return fail(decoded.error());
+    if (decoded->entry.pcr >= kTpmPcrs) return {};
+    return visit(decoded->entry.pcr, extension_of(*decoded));
+  });
+  if (!again) return fail(again.error());
+  return {};
+}
+
 Status Log::load() {
   auto journal = LogJournal::open(journal_directory(), [this](const LogJournal::Frame& frame) { return take_frame(frame); });
   if (!journal) return fail(journal.error());
@@ -297,51 +320,42 @@ Status Log::load() {
 // The journal must replay to the PCR, but for entries that were written and not extended: the last one
 // after a crash, those behind a gap with --tpm-error continue.
 Status Log::fit_to_tpm() {
-  if (!tpm_ || history_.empty()) {
-    history_ = {};
-    return {};
-  }
+  if (!tpm_ || extended_entries_ == 0) return {};
   PcrMap now;
   for (const auto& [pcr, value] : pcrs_) {
     const auto read = tpm_->read(pcr);
     if (!read) return fail(read.error());
     now[pcr] = *read;
   }
-  if (now == pcrs_) {
-    history_ = {};
-    return {};
-  }
-  // From how many entries on does nothing stand in the PCRs? Fold again, and remember where it fits.
+  if (now == pcrs_) return {};
+  // From how many entries on does nothing stand in the PCRs? Fold again, and see where it fits.
   PcrMap fold;
+  for (const auto& [pcr, value] : pcrs_) fold[pcr] = first_value(pcr);
   std::optional<std::uint64_t> fits;
-  const auto start_value = [&](std::uint32_t pcr) {
-    BankValues value = pcr_reset_values(banks_, pcr);
-    for (std::size_t i = 0; i < banks_.size(); ++i) {
-      const auto bank = header_.base.find(name_of(banks_[i]));
-      if (bank != header_.base.end() && bank->second.contains(pcr)) value[i] = bank->second.at(pcr);
-    }
-    return value;
-  };
-  for (const auto& [pcr, value] : pcrs_) fold[pcr] = start_value(pcr);
+  std::uint64_t folded = 0;
   if (fold == now) fits = 0;
-  for (std::uint64_t i = 0; i < history_.size(); ++i) {
-    extend_pcr(banks_, fold[history_[i].first], history_[i].second);
-    if (fold == now) fits = i + 1;
-  }
-  const std::uint64_t total = history_.size();
-  const bool pending = fits && *fits + 1 == total;
+  auto read = each_extension([&](std::uint32_t pcr, const BankValues& values) -> Status {
+    extend_pcr(banks_, fold[pcr], values);
+    ++folded;
+    if (fold == now) fits = folded;
+    return {};
+  });
+  if (!read) return read;
+  const bool pending = fits && *fits + 1 == folded;
   const bool gap = fits && start_gap_;
   if (!pending && !gap) {
     const std::string where = fits ? "the PCR holds its first " + std::to_string(*fits) + " entries; entry " + std::to_string(*fits) + " is the first that is missing"
                                    : "the PCR holds something else than any beginning of the log";
-    return fail(EBADMSG, "the journal of " + std::to_string(total) + " entries does not fit the TPM: " + where +
+    return fail(EBADMSG, "the journal of " + std::to_string(folded) + " entries does not fit the TPM: " + where +
                              " (--new-log archives it and starts anew)");
   }
-  for (std::uint64_t i = *fits; i < total; ++i) {
-    if (auto extended = tpm_->extend(history_[i].first, history_[i].second); !extended) return extended;
-  }
+  std::uint64_t index = 0;
+  auto finished = each_extension([&](std::uint32_t pcr, const BankValues& values) -> Status {
+    if (index++ < *fits) return {};
+    return tpm_->extend(pcr, values);
+  });
+  if (!finished) return finished;
   if (start_gap_) (void)journal_->append(static_cast<std::uint8_t>(FrameKind::kClosed), {});
-  history_ = {};
   start_.kind = LogStart::Kind::kFinishedPending;
   return {};
 }
@@ -369,15 +383,18 @@ Status Log::archive(const std::string& why) {
 
 // ---- append ----
 
-const BankValues& Log::pcr_value(std::uint32_t pcr) {
-  const auto found = pcrs_.find(pcr);
-  if (found != pcrs_.end()) return found->second;
+BankValues Log::first_value(std::uint32_t pcr) const {
   BankValues value = pcr_reset_values(banks_, pcr);
   for (std::size_t i = 0; i < banks_.size(); ++i) {
     const auto bank = header_.base.find(name_of(banks_[i]));
     if (bank != header_.base.end() && bank->second.contains(pcr)) value[i] = bank->second.at(pcr);
   }
-  return pcrs_.emplace(pcr, std::move(value)).first->second;
+  return value;
+}
+
+BankValues& Log::pcr_slot(std::uint32_t pcr) {
+  const auto found = pcrs_.find(pcr);
+  return found != pcrs_.end() ? found->second : pcrs_.emplace(pcr, first_value(pcr)).first->second;
 }
 
 BankValues Log::folded(std::uint32_t pcr, const BankValues& extended) const {
@@ -418,7 +435,7 @@ Result<Appended> Log::append(const LogEntry& entry, const EntryOrigin& origin) {
       (void)journal_->append(static_cast<std::uint8_t>(FrameKind::kGap), index);
     }
     if (entry.pcr < kTpmPcrs) missing_.emplace_back(entry.pcr, extended);
-    publish(*frame, entry, digests);
+    publish(*frame, entry);
     pending_.reset();
     set_health([&](TpmHealth& health) {
       health.ok = false;
@@ -439,9 +456,9 @@ Result<Appended> Log::append(const LogEntry& entry, const EntryOrigin& origin) {
   return Appended::kLogged;
 }
 
-void Log::publish(std::uint64_t frame, const LogEntry& entry, const BankValues&) {
+void Log::publish(std::uint64_t frame, const LogEntry& entry) {
   const std::unique_lock lock(index_mutex_);
-  index_.add(frame, entry);
+  index_.add(frame, view_sizes_of(entry));
   ++count_;
 }
 
@@ -452,7 +469,7 @@ Status Log::extend_pending() {
     if (!missing_.empty()) return fail(EIO, health_.message);
     {
       const std::unique_lock lock(index_mutex_);
-      (void)pcr_value(pcr);
+      (void)pcr_slot(pcr);
     }
     if (auto extended = tpm_->extend(pcr, pending_->extended); !extended) {
       if (auto settled = settle(); !settled) return fail(extended.error());
@@ -463,7 +480,7 @@ Status Log::extend_pending() {
     const std::unique_lock lock(index_mutex_);
     pcrs_[pcr] = folded(pcr, pending_->extended);
   }
-  publish(pending_->frame, pending_->entry, pending_->digests);
+  publish(pending_->frame, pending_->entry);
   pending_.reset();
   return {};
 }
@@ -487,7 +504,7 @@ Status Log::settle() {
         const std::unique_lock lock(index_mutex_);
         pcrs_[pcr] = *now;
       }
-      publish(pending_->frame, pending_->entry, pending_->digests);
+      publish(pending_->frame, pending_->entry);
       index_.remember(LogIndex::key_of(pending_->digests[dedupe_digest_], pcr));
     } else if (*now == pcrs_.at(pcr)) {
       if (auto cut = journal_->cut(pending_->frame); !cut) return cut;
@@ -502,7 +519,7 @@ Status Log::settle() {
     const auto& [index, values] = missing_.front();
     if (auto extended = tpm_->extend(index, values); !extended) return extended;
     const std::unique_lock lock(index_mutex_);
-    (void)pcr_value(index);
+    (void)pcr_slot(index);
     pcrs_[index] = folded(index, values);
     missing_.pop_front();
     if (missing_.empty()) (void)journal_->append(static_cast<std::uint8_t>(FrameKind::kClosed), {});
