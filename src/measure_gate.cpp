@@ -77,16 +77,15 @@ MeasureGate::MeasureGate(GateOptions options, MeasurementLog& log, AuditSink aud
       loaded_(prepare(std::move(initial), options_.enabled)) {}
 
 std::shared_ptr<const MeasureGate::Loaded> MeasureGate::prepare(Policy policy, bool enabled) {
-  auto loaded = std::make_shared<Loaded>();
+  auto loaded = std::make_shared<Loaded>(CompiledPolicy(std::move(policy)));
   Interests& interests = loaded->interests;
-  for (const Rule& rule : policy.rules) {
+  for (const Rule& rule : loaded->rules.policy().rules) {
     interests.measures |= enabled && rule.action == Action::kMeasure;
     interests.owner |= rule.fowner || rule.fgroup;
     interests.ids |= rule.uid || rule.gid;
     interests.content |= rule.hook == Hook::kMmapCheck || rule.hook == Hook::kMmapCheckReqprot ||
                          rule.hook == Hook::kCredsCheck || rule.hook == Hook::kNone;
   }
-  loaded->policy = std::move(policy);
   return loaded;
 }
 
@@ -94,7 +93,7 @@ std::shared_ptr<const MeasureGate::Loaded> MeasureGate::loaded() const { return 
 
 std::shared_ptr<const Policy> MeasureGate::policy() const {
   auto now = loaded();
-  return {now, &now->policy};
+  return {now, &now->rules.policy()};
 }
 
 MeasureGate::Interests MeasureGate::interests() const { return loaded()->interests; }
@@ -104,13 +103,13 @@ Status MeasureGate::load_policy(std::vector<Rule> rules, PolicyLoad how, const R
   const auto before = loaded();
   Policy after;
   after.is_builtin = false;
-  if (how == PolicyLoad::kUpdate && !before->policy.is_builtin) after.rules = before->policy.rules;
+  if (how == PolicyLoad::kUpdate && !before->rules.policy().is_builtin) after.rules = before->rules.policy().rules;
   std::move(rules.begin(), rules.end(), std::back_inserter(after.rules));
 
   // IMA: the kernel does not measure its policy unless it is loaded by path. Here a change is in the
   // log before it takes effect, if the rules before or after it ask for that.
   const std::string text = to_text(after);
-  auto measured = measure_buffer(before->policy, kPolicyLabel, "policy", as_bytes(text), false, requester);
+  auto measured = measure_buffer(before->rules.policy(), kPolicyLabel, "policy", as_bytes(text), false, requester);
   if (measured && !*measured) {
     measured = measure_buffer(after, kPolicyLabel, "policy", as_bytes(text), false, requester);
   }
@@ -150,7 +149,7 @@ std::vector<MeasureOrder> MeasureGate::must_measure(const OpenFacts& facts, cons
   const auto ask = [&](Hook hook, unsigned mask) {
     event.hook = hook;
     event.mask = mask;
-    const Decision decision = match(now->policy, event);
+    const Decision decision = now->rules.match(event);
     if (decision.must_measure()) orders.push_back(order_of(hook, *decision.measure));
   };
   ask(Hook::kFileCheck, facts.mask);
@@ -269,7 +268,8 @@ Status MeasureGate::measure_boot_aggregate(const Digest& aggregate, std::optiona
 
 Result<bool> MeasureGate::measure_critical_data(std::string_view label, std::string_view name, ByteView data,
                                                 bool hashed, const Requester& requester) {
-  return measure_buffer(loaded()->policy, label, name, data, hashed, requester);
+  const auto now = loaded();
+  return measure_buffer(now->rules.policy(), label, name, data, hashed, requester);
 }
 
 Result<bool> MeasureGate::measure_buffer(const Policy& policy, std::string_view label, std::string_view name,

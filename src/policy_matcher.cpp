@@ -1,6 +1,7 @@
 #include "imafs/policy_matcher.h"
 
 #include <algorithm>
+#include <utility>
 
 namespace imafs {
 namespace {
@@ -67,23 +68,128 @@ bool matches(const Rule& rule, const Event& event) {
 
 }  // namespace
 
+namespace {
+
+// Lets `rule` decide its class, if that is open and the rule matches.
+void consider(const Rule& rule, const Event& event, Decision& decision) {
+  const Rule** slot = nullptr;
+  switch (rule.action) {
+    case Action::kMeasure:
+    case Action::kDontMeasure: slot = &decision.measure; break;
+    case Action::kAppraise:
+    case Action::kDontAppraise: slot = &decision.appraise; break;
+    case Action::kAudit:
+    case Action::kDontAudit: slot = &decision.audit; break;
+    default: slot = &decision.hash; break;
+  }
+  if (*slot || !matches(rule, event)) return;
+  *slot = &rule;
+  // Appraisal writes the hash itself; a hash rule met before it is off.
+  if (rule.action == Action::kAppraise) decision.hash = nullptr;
+}
+
+constexpr std::uint32_t kEverybody = 0xffffffff;
+constexpr std::size_t kBlock = 64;
+
+std::pair<std::uint32_t, std::uint32_t> range_of(const std::optional<IdCondition>& condition) {
+  if (!condition) return {0, kEverybody};
+  switch (condition->op) {
+    case IdOperator::kGreater: return {condition->value == kEverybody ? kEverybody : condition->value + 1, kEverybody};
+    // "Below 0" is nobody, which a range cannot say: the full look decides.
+    case IdOperator::kLess: return {0, condition->value == 0 ? 0 : condition->value - 1};
+    default: return {condition->value, condition->value};
+  }
+}
+
+// Four bytes of `text` from `at`, zeros behind its end.
+std::uint32_t word_of(std::string_view text, std::size_t at) {
+  std::uint32_t word = 0;
+  for (std::size_t i = 0; i < 4 && at + i < text.size(); ++i) word |= std::uint32_t{static_cast<std::uint8_t>(text[at + i])} << (8 * i);
+  return word;
+}
+
+}  // namespace
+
 Decision match(const Policy& policy, const Event& event) {
   Decision decision;
-  for (const Rule& rule : policy.rules) {
-    const Rule** slot = nullptr;
-    switch (rule.action) {
-      case Action::kMeasure:
-      case Action::kDontMeasure: slot = &decision.measure; break;
-      case Action::kAppraise:
-      case Action::kDontAppraise: slot = &decision.appraise; break;
-      case Action::kAudit:
-      case Action::kDontAudit: slot = &decision.audit; break;
-      default: slot = &decision.hash; break;
+  for (const Rule& rule : policy.rules) consider(rule, event, decision);
+  return decision;
+}
+
+CompiledPolicy::CompiledPolicy(Policy policy) : policy_(std::move(policy)) {
+  for (std::uint32_t i = 0; i < policy_.rules.size(); ++i) {
+    const Rule& rule = policy_.rules[i];
+    for (std::size_t hook = 1; hook < by_hook_.size(); ++hook) {
+      if (rule.hook == Hook::kNone || rule.hook == static_cast<Hook>(hook)) add(by_hook_[hook], i);
     }
-    if (*slot || !matches(rule, event)) continue;
-    *slot = &rule;
-    // Appraisal writes the hash itself; a hash rule met before it is off.
-    if (rule.action == Action::kAppraise) decision.hash = nullptr;
+  }
+}
+
+void CompiledPolicy::add(Columns& columns, std::uint32_t index) {
+  const Rule& rule = policy_.rules[index];
+  columns.rule.push_back(index);
+  const auto uid = range_of(rule.uid_is_euid ? std::nullopt : rule.uid);
+  columns.uid_low.push_back(uid.first);
+  columns.uid_high.push_back(uid.second);
+  const auto owner = range_of(rule.fowner);
+  columns.owner_low.push_back(owner.first);
+  columns.owner_high.push_back(owner.second);
+  std::uint32_t masks = 0;
+  for (unsigned mask = 0; mask < 16; ++mask) {
+    const bool fits = !rule.mask || (rule.mask_contains ? (mask & *rule.mask) != 0 : mask == *rule.mask);
+    masks |= std::uint32_t{fits} << mask;
+  }
+  columns.masks.push_back(masks);
+  // What all globs of the rule begin with, up to eight bytes.
+  std::string_view common = rule.paths.empty() ? std::string_view() : std::string_view(rule.paths[0]);
+  for (const std::string& glob : rule.paths) {
+    const auto end = std::mismatch(common.begin(), common.end(), glob.begin(), glob.end()).first;
+    common = common.substr(0, static_cast<std::size_t>(end - common.begin()));
+  }
+  common = common.substr(0, common.find_first_of("*?"));
+  for (std::size_t half = 0; half < 2; ++half) {
+    const std::size_t known = common.size() > 4 * half ? std::min<std::size_t>(4, common.size() - 4 * half) : 0;
+    columns.path_bits[half].push_back(known == 4 ? 0xffffffff : (std::uint32_t{1} << (8 * known)) - 1);
+    columns.path_value[half].push_back(word_of(common, 4 * half) & columns.path_bits[half].back());
+  }
+  columns.asks_for_path |= !rule.paths.empty();
+}
+
+Decision CompiledPolicy::match(const Event& event) const {
+  Decision decision;
+  const Columns& columns = by_hook_[static_cast<std::size_t>(event.hook)];
+  const std::size_t count = columns.rule.size();
+  const unsigned mask = event.mask & 0xf;
+  std::uint32_t first = 0, second = 0;
+  if (columns.asks_for_path && event.source) {
+    const std::string_view path = event.source->path();
+    first = word_of(path, 0);
+    second = word_of(path, 4);
+  }
+  std::array<std::uint32_t, kBlock> fits;
+  for (std::size_t start = 0; start < count; start += kBlock) {
+    const std::size_t size = std::min(kBlock, count - start);
+    std::uint32_t any = 0;
+    for (std::size_t i = 0; i < size; ++i) {
+      const std::size_t at = start + i;
+      const std::uint32_t ids = (event.uid >= columns.uid_low[at]) & (event.uid <= columns.uid_high[at]) &
+                                (event.fowner >= columns.owner_low[at]) & (event.fowner <= columns.owner_high[at]);
+      fits[i] = columns.masks[at] >> mask & ids;
+      any |= fits[i];
+    }
+    if (any != 0 && columns.asks_for_path) {
+      any = 0;
+      for (std::size_t i = 0; i < size; ++i) {
+        const std::size_t at = start + i;
+        fits[i] &= ((first & columns.path_bits[0][at]) == columns.path_value[0][at]) &
+                   ((second & columns.path_bits[1][at]) == columns.path_value[1][at]);
+        any |= fits[i];
+      }
+    }
+    if (any == 0) continue;
+    for (std::size_t i = 0; i < size; ++i) {
+      if (fits[i] != 0) consider(policy_.rules[columns.rule[start + i]], event, decision);
+    }
   }
   return decision;
 }

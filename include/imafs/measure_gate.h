@@ -121,7 +121,8 @@ class MeasureGate {
 
  private:
   struct Loaded {
-    Policy policy;
+    explicit Loaded(CompiledPolicy compiled) : rules(std::move(compiled)) {}
+    CompiledPolicy rules;
     Interests interests;
   };
   static std::shared_ptr<const Loaded> prepare(Policy policy, bool enabled);

@@ -1,10 +1,12 @@
 // Decides what a policy asks for an event. Pure; thread-safe; allocation-free; 1 us for 1,000 rules.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <optional>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "imafs/policy.h"
 
@@ -51,6 +53,30 @@ struct Decision {
 };
 
 Decision match(const Policy& policy, const Event& event);
+
+// The same answers, sooner: for a policy that stands for a while. A first pass over small columns (owner, real
+// uid, mask, beginning of the path), written so that compilers make vectors of it, leaves a few rules of many
+// to be looked at in full.
+class CompiledPolicy {
+ public:
+  explicit CompiledPolicy(Policy policy);
+
+  const Policy& policy() const { return policy_; }
+  Decision match(const Event& event) const;
+
+ private:
+  struct Columns {
+    std::vector<std::uint32_t> rule;  // index into the policy's rules, in their order
+    std::vector<std::uint32_t> uid_low, uid_high, owner_low, owner_high;
+    std::vector<std::uint32_t> masks;  // bit m: an event of mask m fits
+    std::vector<std::uint32_t> path_bits[2], path_value[2];  // the first eight bytes of every glob's literal beginning
+    bool asks_for_path = false;
+  };
+  void add(Columns& columns, std::uint32_t index);
+
+  Policy policy_;
+  std::array<Columns, 15> by_hook_;
+};
 
 // path= globs: '*' and '?' stop at '/', '**' does not.
 bool glob_matches(std::string_view glob, std::string_view path);

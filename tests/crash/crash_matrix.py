@@ -52,8 +52,11 @@ class Tracer:
         for _ in range(200):
             traced = 0
             for thread in threads:
-                with open(f'/proc/{mount.daemon_pid()}/task/{thread}/status') as status:
-                    traced += 'TracerPid:\t0\n' not in status.read()
+                try:
+                    with open(f'/proc/{mount.daemon_pid()}/task/{thread}/status') as status:
+                        traced += 'TracerPid:\t0\n' not in status.read()
+                except OSError:
+                    traced += 1  # it has ended meanwhile
             if traced == len(threads):
                 return
             time.sleep(0.01)
