@@ -1,0 +1,189 @@
+#include <catch2/benchmark/catch_benchmark.hpp>
+#include <catch2/catch_test_macros.hpp>
+#include <random>
+
+#include "imafs/policy_matcher.h"
+#include "imafs/policy_parser.h"
+#include "imafs/posix_file.h"
+
+namespace imafs {
+namespace {
+
+Policy policy_of(std::string_view text) {
+  ParseContext context;
+  context.origin = "test";
+  auto rules = parse_policy(text, context);
+  REQUIRE(rules);
+  Policy policy;
+  policy.rules = std::move(*rules);
+  return policy;
+}
+
+PolicyError error_of(std::string_view text) {
+  ParseContext context;
+  context.origin = "my.policy";
+  auto rules = parse_policy(text, context);
+  REQUIRE_FALSE(rules);
+  return rules.error();
+}
+
+class File final : public EventSource {
+ public:
+  std::optional<Credentials> credentials() override { return ids; }
+  std::string_view path() override { return name; }
+  const FileSystem& file_system() override { return system; }
+  std::optional<Credentials> ids = Credentials{};
+  std::string name = "/usr/bin/env";
+  FileSystem system{0xef53, "ext4", "", std::nullopt};
+};
+
+}  // namespace
+
+TEST_CASE("an error names file, line and column, points at the word and says what would be valid") {
+  const PolicyError error = error_of("# fine\nmeasure func=FILE_CHEK\n");
+  CHECK(error.to_text() ==
+        "my.policy:2:14: 'FILE_CHEK' is no value of 'func'\n"
+        "  measure func=FILE_CHEK\n"
+        "               ^\n"
+        "  hooks: FILE_CHECK MMAP_CHECK MMAP_CHECK_REQPROT BPRM_CHECK CREDS_CHECK MODULE_CHECK FIRMWARE_CHECK "
+        "KEXEC_KERNEL_CHECK KEXEC_INITRAMFS_CHECK POLICY_CHECK KEXEC_CMDLINE KEY_CHECK CRITICAL_DATA SETXATTR_CHECK\n");
+  CHECK(error_of("measure uid>=5").message == "'=5' is no value of 'uid'");
+  CHECK(error_of("measure fsmagic=0x123456789abcdef01").code == ERANGE);
+  CHECK(error_of("func=FILE_CHECK").message == "no action");
+  CHECK(error_of("measure audit").message == "a second action");
+  CHECK(error_of("measure " + std::string(5000, 'x')).column == 4096);
+}
+
+TEST_CASE("the default policy parses, prints in normal form, and measures what it says") {
+  const auto text = read_file(IMAFS_SOURCE "/conf/default.policy", 1 << 20);
+  REQUIRE(text);
+  const Policy policy = policy_of(*text);
+  CHECK(to_text(policy) ==
+        "measure func=BPRM_CHECK mask=MAY_EXEC \n"
+        "measure func=MMAP_CHECK mask=MAY_EXEC \n"
+        "measure func=FILE_CHECK mask=^MAY_READ \n"
+        "measure func=CRITICAL_DATA label=imafs \n");
+  File file;
+  Event event;
+  event.source = &file;
+  event.mask = kMayRead | kMayWrite;
+  CHECK(match(policy, event).must_measure());
+  event.mask = kMayWrite;
+  CHECK_FALSE(match(policy, event).must_measure());
+}
+
+TEST_CASE("globs: one star and the question mark stop at a slash, two stars do not") {
+  CHECK(glob_matches("/usr/**", "/usr/bin/env"));
+  CHECK(glob_matches("/usr/*/env", "/usr/bin/env"));
+  CHECK_FALSE(glob_matches("/usr/*", "/usr/bin/env"));
+  CHECK_FALSE(glob_matches("/usr/**", "/usr"));
+  CHECK(glob_matches("/**/*.so", "/a/b/c.so"));
+  CHECK(glob_matches("/a?c", "/abc"));
+  CHECK_FALSE(glob_matches("/a?c", "/a/c"));
+  CHECK(glob_matches("/etc/*.conf", "/etc/x.conf"));
+  CHECK_FALSE(glob_matches("/etc/*.conf", "/etc/x.conf.old"));
+  CHECK(glob_matches("/**b**c", "/xxbyy/zzc"));
+}
+
+TEST_CASE("the first matching rule of a class decides it") {
+  const Policy policy = policy_of(
+      "dont_measure path=/var/** path=/tmp/*\n"
+      "audit uid=5\n"
+      "measure func=FILE_CHECK mask=MAY_READ pcr=11\n"
+      "measure\n");
+  File file;
+  Event event;
+  event.source = &file;
+  event.mask = kMayRead;
+  CHECK(match(policy, event).measure->pcr == 11);
+  event.uid = 5;
+  CHECK(match(policy, event).audit != nullptr);
+  file.name = "/tmp/x";
+  CHECK_FALSE(match(policy, event).must_measure());
+  file.name = "/tmp/x/y";
+  CHECK(match(policy, event).must_measure());
+}
+
+TEST_CASE("effective ids look at saved and real ones only with the capability") {
+  const Policy policy = policy_of("measure euid=7");
+  File file;
+  Event event;
+  event.source = &file;
+  file.ids->suid = 7;
+  CHECK_FALSE(match(policy, event).must_measure());
+  file.ids->can_setuid = true;
+  CHECK(match(policy, event).must_measure());
+  file.ids.reset();  // the requester is gone: measured, to be on the safe side
+  CHECK(match(policy, event).must_measure());
+  CHECK_FALSE(match(policy_of("dont_measure euid=7\n"), event).measure);
+}
+
+TEST_CASE("critical data and keys look at their list, never at rules without func") {
+  const Policy policy = policy_of("measure\nmeasure func=CRITICAL_DATA label=a|b\n");
+  Event event;
+  event.hook = Hook::kCriticalData;
+  event.label = "b";
+  CHECK(match(policy, event).must_measure());
+  event.label = "c";
+  CHECK_FALSE(match(policy, event).must_measure());
+}
+
+TEST_CASE("a compiled policy decides as the plain one, for any event") {
+  std::mt19937 random(1);
+  const auto pick = [&](std::initializer_list<const char*> words) { return std::string(*(words.begin() + random() % words.size())); };
+  for (int round = 0; round < 200; ++round) {
+    std::string text;
+    for (unsigned i = 0; i < 150; ++i) {
+      const bool measures = random() % 3 != 0;
+      text += measures ? "measure " : pick({"dont_measure ", "audit ", "hash ", "dont_hash ", "appraise "});
+      text += pick({"", "func=FILE_CHECK ", "func=MMAP_CHECK ", "func=BPRM_CHECK "});
+      text += pick({"", "mask=MAY_READ ", "mask=^MAY_READ ", "mask=MAY_EXEC ", "mask=^MAY_WRITE "});
+      text += pick({"", "", "uid=", "uid>", "uid<", "euid="}) ;
+      if (text.back() != ' ') text += std::to_string(random() % 6) + " ";
+      text += pick({"", "", "fowner=3 ", "fowner<2 ", "fowner>4 "});
+      text += pick({"", "", "path=/usr/** ", "path=/usr/bin/* path=/usr/lib/** ", "path=/?sr/** ", "path=/home/user/x "}) + "\n";
+    }
+    const CompiledPolicy compiled(policy_of(text));
+    for (int i = 0; i < 50; ++i) {
+      File file;
+      file.name = pick({"/usr/bin/env", "/usr/lib/a/b", "/home/user/x", "/u", "/"});
+      file.ids->euid = static_cast<std::uint32_t>(random() % 6);
+      Event event;
+      event.source = &file;
+      event.hook = static_cast<Hook>(1 + random() % 5);
+      event.mask = static_cast<unsigned>(random() % 16);
+      event.uid = static_cast<std::uint32_t>(random() % 6);
+      event.fowner = static_cast<std::uint32_t>(random() % 6);
+      const Decision plain = match(compiled.policy(), event);
+      const Decision fast = compiled.match(event);
+      REQUIRE(plain.measure == fast.measure);
+      REQUIRE(plain.appraise == fast.appraise);
+      REQUIRE(plain.audit == fast.audit);
+      REQUIRE(plain.hash == fast.hash);
+    }
+  }
+}
+
+TEST_CASE("the built-in policies are the kernel's, and unknown words are refused") {
+  const auto tcb = builtin_policy("tcb+critical_data");
+  REQUIRE(tcb);
+  CHECK(tcb->rules.size() == 21);
+  CHECK(tcb->is_builtin);
+  CHECK(builtin_policy("none")->rules.empty());
+  CHECK_FALSE(builtin_policy("tbc"));
+}
+
+TEST_CASE("a thousand rules", "[.benchmark]") {
+  std::string text;
+  for (int i = 0; i < 1000; ++i) text += "dont_measure func=FILE_CHECK uid=" + std::to_string(i + 100) + " path=/home/user" + std::to_string(i) + "/**\n";
+  ParseContext context;
+  BENCHMARK("load") { return parse_policy(text, context); };
+  const CompiledPolicy policy(policy_of(text));
+  File file;
+  Event event;
+  event.source = &file;
+  event.mask = kMayRead;
+  BENCHMARK("decide") { return policy.match(event).measure; };
+}
+
+}  // namespace imafs
