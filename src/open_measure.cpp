@@ -24,7 +24,6 @@ constexpr std::int64_t kInlineSize = 128 * 1024;
 constexpr auto kAgreement = std::chrono::milliseconds(50);
 constexpr auto kReleaseInFlight = std::chrono::milliseconds(2);
 constexpr auto kPoll = std::chrono::microseconds(100);
-constexpr int kStableReads = 3;
 
 // The mask of the kernel's open event, from the flags: what it calls acc_mode.
 unsigned mask_of(int flags) {
@@ -420,129 +419,6 @@ Status OpenFiles::truncate(Opening& opening) {
   }
   cache_.with(file.node, [](FileRecord& record) { record.clear(); });
   return {};
-}
-
-Status OpenFiles::measure(Opening& opening, Writers writers) {
-  File& file = *opening.file;
-  bool needed = false;
-  bool watched = false;
-  {
-    const Lock lock(mutex_);
-    watched = file.leased;
-  }
-  const auto unmeasured = [&](const FileRecord& record) {
-    return std::any_of(opening.orders.begin(), opening.orders.end(),
-                       [&](const MeasureOrder& order) { return !record.is_measured_in(order.pcr); });
-  };
-  cache_.with(file.node, [&](FileRecord& record) { needed = unmeasured(record); });
-  if (needed || !watched || !file.verified) {
-    auto attr = stat_of(file.anchor.get());
-    if (!attr) return fail(attr.error());
-    cache_.with(file.node, [&](FileRecord& record) {
-      const auto standing = record.standing(version_of(*attr), now_ns());
-      // While a writer that came through the mount has it open, what was hashed stands (as in the
-      // kernel) until the last one closes. Of others we know nothing from one open to the next.
-      if (writers == Writers::kTracked) {
-        needed = !record.is_hashed() || unmeasured(record);
-      } else if (writers == Writers::kOthers || standing != FileRecord::Standing::kCurrent) {
-        needed = true;
-      }
-      if (needed && standing == FileRecord::Standing::kStale && writers != Writers::kTracked) record.clear();
-    });
-  }
-  if (!needed) {
-    ++cache_hits_;
-    file.verified = watched;
-    return {};
-  }
-  const auto [device, inode] = table_.identity_of(file.node);
-  if (opening.path.empty()) opening.path = table_.path_of(file.node, opening.request.who.pid);
-  const NamedFile named{file.anchor.get(), opening.path, device, inode};
-  const bool direct = (opening.request.flags & O_DIRECT) != 0;
-  std::optional<Collected> content;
-  const MeasureOrder* collected_for = nullptr;
-  for (const MeasureOrder& order : opening.orders) {
-    if (!content || order.wants_verity != collected_for->wants_verity ||
-        order.form->is_legacy() != collected_for->form->is_legacy()) {
-      auto collected = collect(opening, order, writers);
-      if (!collected && collected.error().code == ENODATA) continue;  // no fs-verity digest: no entry
-      if (!collected) return fail(collected.error());
-      content = *collected;
-      collected_for = &order;
-    }
-    bool done = false;
-    cache_.with(file.node, [&](FileRecord& record) { done = !direct && record.is_measured_in(order.pcr); });
-    if (done) continue;
-    if (auto stored = gate_.store_measurement(order, *content, named, opening.request.who); !stored) return stored;
-    ++measured_;
-    if (!direct) cache_.with(file.node, [&](FileRecord& record) { record.did_measure(order.pcr); });
-  }
-  const Lock lock(mutex_);
-  file.verified = file.leased && !file.broken;
-  return {};
-}
-
-// The digest of what a reader will see, or zeros where the kernel logs zeros.
-Result<Collected> OpenFiles::collect(Opening& opening, const MeasureOrder& order, Writers& writers) {
-  File& file = *opening.file;
-  const auto report = [&](const char* cause, int code) {
-    AuditRecord record;
-    record.type = AuditRecord::Type::kData;
-    record.pid = opening.request.who.pid;
-    record.uid = opening.request.who.uid;
-    record.comm = comm_of(opening.request.who.pid);
-    record.op = "collect_data";
-    record.cause = cause;
-    record.name = opening.path.substr(opening.path.rfind('/') + 1);
-    record.inode = table_.identity_of(file.node).second;
-    record.succeeded = false;
-    record.errno_value = -code;
-    gate_.report(record);
-  };
-  Collected zeros;
-  zeros.digest = Digest::zero(gate_.options().file_hash);
-  if ((opening.request.flags & O_DIRECT) != 0 && !order.wants_verity) {
-    report("failed(directio)", EINVAL);
-    return zeros;
-  }
-  for (int round = 1;; ++round) {
-    const auto before = stat_of(file.anchor.get());
-    if (!before) return fail(before.error());
-    auto collected = gate_.collect_measurement(file.anchor.get(), order);
-    if (!collected) {
-      const int code = collected.error().code;
-      report(code == ENODATA ? "no-verity-digest" : "failed", code);
-      if (code != EINVAL && code != EBADF) return collected;
-      cache_.with(file.node, [&](FileRecord& record) { record.did_hash(zeros.digest, version_of(*before)); });
-      return zeros;
-    }
-    hashed_bytes_ += static_cast<std::uint64_t>(before->st_size);
-    const auto after = stat_of(file.anchor.get());
-    bool disturbed = !after || version_of(*after) != version_of(*before);
-    bool watched = false;
-    {
-      const Lock lock(mutex_);
-      disturbed |= file.broken;
-      watched = file.leased;
-    }
-    if (disturbed && !watched && round < kStableReads && writers == Writers::kNone) continue;
-    cache_.with(file.node, [&](FileRecord& record) {
-      record.did_hash(collected->digest, version_of(*before));
-      if (!watched) record.stop_watching(now_ns());
-      if (disturbed || writers != Writers::kNone) record.nothing_is_certain();
-    });
-    if (disturbed && !watched && writers == Writers::kNone) {
-      // Somebody began to write while we read: say so, whatever the digest is of.
-      bool emit = false;
-      cache_.with(file.node, [&](FileRecord& record) { emit = record.take_open_writers(); });
-      if (emit) {
-        auto stored = store_violation(file, Violation::kOpenWriters, opening.request.who, opening.path);
-        if (!stored) return fail(stored.error());
-      }
-      writers = Writers::kOthers;
-    }
-    return collected;
-  }
 }
 
 }  // namespace imafs

@@ -1,0 +1,126 @@
+// The measurement log's insides, shared by its two sources: measurement_log.cpp (appending, faults, views) and
+// log_start.cpp (what a start finds, and recovery).
+#pragma once
+
+#include <deque>
+#include <functional>
+#include <mutex>
+#include <shared_mutex>
+
+#include "imafs/log_journal.h"
+#include "imafs/measurement_log.h"
+#include "imafs/pcr_value.h"
+#include "log_header.h"
+#include "log_index.h"
+
+namespace imafs {
+
+// Entries for PCRs beyond are logged and extended nowhere, as in the kernel.
+inline constexpr std::uint32_t kTpmPcrs = 24;
+
+// PCR values as a log is folded in, one for each bank of the TPM.
+using PcrMap = std::map<std::uint32_t, BankValues>;
+
+class Log final : public MeasurementLog {
+ public:
+  Log(LogOptions options, PcrExtender* tpm);
+
+  Status begin();
+
+  const LogStart& start() const override { return start_; }
+  Result<Appended> append(const LogEntry& entry, const EntryOrigin& origin) override;
+  std::uint64_t count() const override { return count_; }
+  std::uint64_t violations() const override { return violations_; }
+  TpmHealth tpm_health() const override {
+    const std::lock_guard lock(health_mutex_);
+    return health_;
+  }
+  const std::vector<Bank>& view_banks() const override { return view_banks_; }
+  std::uint64_t view_size(LogView view) const override {
+    const std::shared_lock lock(index_mutex_);
+    return index_.view_size(view.form, view_banks_[view.bank].size);
+  }
+  Result<std::size_t> read_view(LogView view, std::uint64_t offset, std::span<char> out) const override;
+  PcrMap replayed() const override {
+    const std::shared_lock lock(index_mutex_);
+    return pcrs_;
+  }
+  std::string base() const override { return base_lines(header_); }
+  Status check_tpm() override {
+    const std::lock_guard order(order_);
+    return compare_with_tpm();
+  }
+  void on_growth(std::function<void()> callback) override {
+    const std::lock_guard lock(health_mutex_);
+    growth_.push_back(std::move(callback));
+  }
+
+ private:
+  std::string journal_directory() const { return options_.state_directory + "/journal"; }
+
+  // Starting (all but create_new in the order of the file).
+  Status load();
+  Status take_frame(const LogJournal::Frame& frame);
+  BankValues extension_of(const JournalEntry& entry) const;
+  Status each_extension(const std::function<Status(std::uint32_t pcr, const BankValues&)>& visit) const;
+  Status fit_to_tpm();
+  Status create_new();
+  Status archive(const std::string& why);
+  bool began_before_reset(std::string& why) const;
+
+  // REQUIRES: order_ is held.
+  Status settle();
+  Status extend_pending();
+  Result<Appended> fail_append(Error error);
+  void publish(std::uint64_t frame, const LogEntry& entry);
+  Status compare_with_tpm();
+  BankValues folded(std::uint32_t pcr, const BankValues& extended) const;
+  BankValues first_value(std::uint32_t pcr) const;  // when the log began
+  BankValues& pcr_slot(std::uint32_t pcr);
+  void set_health(const std::function<void(TpmHealth&)>& change) {
+    const std::lock_guard lock(health_mutex_);
+    change(health_);
+  }
+
+  LogOptions options_;  // constant after begin()
+  PcrExtender* const tpm_;
+  const std::vector<Bank> banks_;       // the TPM's
+  const std::vector<Bank> view_banks_;  // those and sha1
+  std::vector<Bank> digest_banks_;      // those and file_hash: what a frame carries, in this order
+  std::size_t dedupe_digest_ = 0;
+
+  LogLock tpm_lock_;
+  LogStart start_;
+  LogHeader header_;
+
+  // The ORDER lock: list, journal and PCR see entries in one order. Held across the TPM command.
+  std::mutex order_;
+  std::unique_ptr<LogJournal> journal_;
+  // Written to the journal, not known to be extended, not visible: guarded by order_.
+  struct Pending {
+    std::uint64_t frame = 0;
+    LogEntry entry;
+    BankValues digests;
+    BankValues extended;
+  };
+  std::optional<Pending> pending_;
+  // Visible entries that did not reach the PCR (--tpm-error continue), oldest first: guarded by order_.
+  std::deque<std::pair<std::uint32_t, BankValues>> missing_;
+  std::uint64_t appended_since_check_ = 0;
+  bool settled_by_cut_ = false;  // the last settle() took the pending entry back
+
+  // Only while loading: entries that were to be extended, and the first one known not to have been.
+  std::uint64_t extended_entries_ = 0;
+  std::optional<std::uint64_t> start_gap_;
+
+  mutable std::shared_mutex index_mutex_;  // index_ and pcrs_; never held across a system call but reads
+  LogIndex index_;
+  PcrMap pcrs_;
+  std::atomic<std::uint64_t> count_{0}, violations_{0};
+
+  mutable std::mutex health_mutex_;
+  TpmHealth health_;
+  std::vector<std::function<void()>> growth_;
+};
+
+}  // namespace imafs
