@@ -2,9 +2,13 @@
 
 #include <fcntl.h>
 #include <sys/ioctl.h>
+#include <sys/mount.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
+#include <fstream>
+#include <sstream>
 #include <thread>
 #include <utility>
 
@@ -87,7 +91,25 @@ class Session final : public FuseSession {
       return fail(error_of(code, "cannot mount on '" + options_.mountpoint + "'"));
     }
     mounted_ = true;
+    open_waiting();
     return {};
+  }
+
+  // The kernel's count of requests of this connection, in the fuse control file system: our own view of it, which
+  // no path leads to, because it is not mounted everywhere.
+  void open_waiting() {
+    std::ifstream mounts("/proc/self/mountinfo");
+    std::string line, id, parent, device, root, point, connection;
+    while (std::getline(mounts, line)) {
+      std::istringstream words(line);
+      words >> id >> parent >> device >> root >> point;
+      if (point == options_.mountpoint && device.starts_with("0:")) connection = device.substr(2);
+    }
+    if (connection.empty()) return;
+    const UniqueFd context(::fsopen("fusectl", FSOPEN_CLOEXEC));
+    if (!context || ::fsconfig(context.get(), FSCONFIG_CMD_CREATE, nullptr, nullptr, 0) != 0) return;
+    const UniqueFd control(::fsmount(context.get(), FSMOUNT_CLOEXEC, 0));
+    if (control) waiting_.reset(::openat(control.get(), (connection + "/waiting").c_str(), O_RDONLY | O_CLOEXEC));
   }
 
   Status run(std::function<void()> ready) override {
@@ -130,6 +152,11 @@ class Session final : public FuseSession {
             },
             [this](NodeId node) {
               notices_.post([this, node] { ::fuse_lowlevel_notify_inval_inode(session_.get(), node, 0, 0); });
+            },
+            [this]() -> std::optional<bool> {
+              std::array<char, 16> text{};
+              if (!waiting_ || ::pread(waiting_.get(), text.data(), text.size() - 1, 0) <= 0) return std::nullopt;
+              return text[0] == '0';
             }};
   }
 
@@ -172,6 +199,7 @@ class Session final : public FuseSession {
   // Destroyed last: until the threads of files_ and notices_ have ended they may speak to it.
   std::unique_ptr<struct fuse_session, Destroy> session_;
   std::unique_ptr<InodeTable> table_;
+  UniqueFd waiting_;
   bool mounted_ = false;
   bool can_pass_through_ = false;
   bool uring_ = false;

@@ -15,8 +15,11 @@ namespace {
 
 // A lease holds up writers beside us that open with O_NONBLOCK: not longer than this after the last close.
 constexpr auto kLeaseAfterClose = std::chrono::seconds(1);
-// A close(2) comes back before its RELEASE arrives; one in flight is no reader any more.
-constexpr auto kReleaseInFlight = std::chrono::milliseconds(2);
+// A close(2) comes back before its RELEASE arrives; one in flight is no reader any more. So long we wait for
+// it: while the kernel says that requests are under way, and where it cannot say.
+constexpr auto kReleaseUnderWay = std::chrono::milliseconds(45);
+constexpr auto kReleaseInFlight = std::chrono::milliseconds(10);
+constexpr auto kCloseEnds = std::chrono::milliseconds(2);
 constexpr auto kPoll = std::chrono::microseconds(100);
 
 unsigned pool_size() { return std::max(4U, std::thread::hardware_concurrency()); }
@@ -158,7 +161,7 @@ void OpenFiles::release(std::uint64_t handle) {
 
 // The last handle is closed, but in passthrough mode mappings live on without one. A reader among
 // them still counts when somebody writes. REQUIRES: busy is ours, the mutex is not held.
-void OpenFiles::note_mapped_readers(File& file) {
+void OpenFiles::note_mapped_readers(File& file, bool again) {
   if (!leases_ || file.backing_id == 0) return;
   {
     const Lock lock(mutex_);
@@ -168,8 +171,29 @@ void OpenFiles::note_mapped_readers(File& file) {
   bool armed = false;
   cache_.with(file.node, [&](FileRecord& record) { armed = record.may_emit_tomtou(); });
   const bool others = armed && leases_->watch_if_alone(file.anchor.get()) == LeaseKeeper::Answer::kRefused;
-  const Lock lock(mutex_);
-  file.mapped = others;
+  // RELEASE can overtake the end of the very close(2) it tells of, and a writer may have come meanwhile: then
+  // the answer says nothing yet. Libraries and programs are what lives on in mappings; others are asked again.
+  const bool sure = !others || file.is_elf || again;
+  {
+    const Lock lock(mutex_);
+    file.mapped = others && sure;
+  }
+  if (!sure) pool_.post([this, node = file.node] { ask_again_for_mapped_readers(node); });
+}
+
+void OpenFiles::ask_again_for_mapped_readers(NodeId node) {
+  std::this_thread::sleep_for(kCloseEnds);
+  File* file = nullptr;
+  {
+    const Lock lock(mutex_);
+    const auto found = files_.find(node);
+    if (found == files_.end() || found->second->busy || found->second->is_open()) return;
+    file = &file_of(node, lock);
+    file->busy = true;
+  }
+  note_mapped_readers(*file, true);
+  Lock lock(mutex_);
+  leave_busy(*file, lock);
 }
 
 // ---- descriptors ----
@@ -291,9 +315,16 @@ void OpenFiles::break_lease(File& file) {
   bool open_here = false;
   {
     Lock lock(mutex_);
-    const auto until = std::chrono::steady_clock::now() + kReleaseInFlight;
-    while (file.readers > 0 && !file.mapped && std::chrono::steady_clock::now() < until) {
+    const auto start = std::chrono::steady_clock::now();
+    while (file.readers > 0 && !file.mapped) {
       lock.unlock();
+      const auto idle = kernel_.is_idle();
+      const auto limit = idle ? kReleaseUnderWay : kReleaseInFlight;
+      const bool over = idle.value_or(false) || std::chrono::steady_clock::now() - start >= limit;
+      if (over) {
+        lock.lock();
+        break;
+      }
       std::this_thread::sleep_for(kPoll);
       lock.lock();
     }
@@ -328,7 +359,7 @@ void OpenFiles::on_tick() {
     }
   }
   for (File* const file : stale) {
-    if (file->mapped) note_mapped_readers(*file);
+    if (file->mapped) note_mapped_readers(*file, true);
     if (!file->mapped) drop_lease(*file);
     Lock lock(mutex_);
     leave_busy(*file, lock);

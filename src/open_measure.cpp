@@ -22,7 +22,7 @@ constexpr std::int64_t kInlineSize = 128 * 1024;
 
 // How long the count of handles and the kernel's count of open files may disagree before we believe the worse one.
 constexpr auto kAgreement = std::chrono::milliseconds(50);
-constexpr auto kReleaseInFlight = std::chrono::milliseconds(2);
+constexpr auto kReleaseInFlight = std::chrono::milliseconds(10);
 constexpr auto kPoll = std::chrono::microseconds(100);
 
 // The mask of the kernel's open event, from the flags: what it calls acc_mode.

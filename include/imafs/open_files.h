@@ -39,6 +39,8 @@ class OpenFiles {
     std::function<int(int fd)> open_backing;     // a backing id > 0, or a negative errno
     std::function<void(int id)> close_backing;
     std::function<void(NodeId)> drop_page_cache;
+    // Whether no request is on its way to us or in work; nothing if that cannot be learnt.
+    std::function<std::optional<bool>()> is_idle;
   };
   // What is not as it should be, for status. Counters only grow.
   struct Health {
@@ -105,7 +107,8 @@ class OpenFiles {
   File& file_of(NodeId node, const Lock& lock);
   void trim_idle(Lock& lock);
   void retire(std::unique_ptr<File> file);
-  void note_mapped_readers(File& file);
+  void note_mapped_readers(File& file, bool again = false);
+  void ask_again_for_mapped_readers(NodeId node);
   void on_break(int fd);
   void break_lease(File& file);
   void on_tick();

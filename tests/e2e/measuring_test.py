@@ -20,6 +20,17 @@ def read(path):
         return file.read()
 
 
+def evmctl_pcrs(mount):
+    """Options for evmctl: files of what tpm2_pcrread says. It counts lines: the n-th is PCR n."""
+    tcti, words = mount.status()['options']['tcti'], []
+    for bank in ('sha1', 'sha256'):
+        listing = subprocess.run(['tpm2_pcrread', '-T', tcti, bank], check=True, stdout=subprocess.PIPE, text=True).stdout
+        values = [line.split('0x')[1].strip() for line in listing.split('\n') if '0x' in line]
+        write(f'{mount.work}/{bank}', ''.join(f'PCR-{i:02d}: {value}\n' for i, value in enumerate(values)).encode())
+        words += ['--pcrs', f'{bank},{mount.work}/{bank}']
+    return words
+
+
 class Measuring(unittest.TestCase):
     def test_an_exec_logs_the_program_its_loader_and_libraries_once(self):
         with Mount(backing='/') as mount:
@@ -37,14 +48,7 @@ class Measuring(unittest.TestCase):
             for i in range(20):
                 write(f'{mount.backing}/f{i}', b'%d' % i)
                 read(f'{mount.path}/f{i}')
-            tcti = mount.status()['options']['tcti']
-            pcrs = []
-            for bank in ('sha1', 'sha256'):
-                listing = subprocess.run(['tpm2_pcrread', '-T', tcti, bank], check=True, stdout=subprocess.PIPE, text=True).stdout
-                values = [line.split('0x')[1].strip() for line in listing.split('\n') if '0x' in line]
-                # evmctl counts lines: the n-th is PCR n.
-                write(f'{mount.work}/{bank}', ''.join(f'PCR-{i:02d}: {value}\n' for i, value in enumerate(values)).encode())
-                pcrs += ['--pcrs', f'{bank},{mount.work}/{bank}']
+            pcrs = evmctl_pcrs(mount)
             log = f'{mount.work}/log'
             write(log, mount.control('binary_runtime_measurements'))
 
@@ -195,6 +199,53 @@ class Measuring(unittest.TestCase):
             self.assertNotEqual(0, bad.returncode)
             self.assertEqual(b'measure func=FILE_CHECK \n', mount.control('policy'))
             self.assertIn('flavour', mount.status()['last_policy_error'])
+
+
+class Judges(unittest.TestCase):
+    """evmctl on logs of every template it knows, and on boot_aggregate."""
+
+    def test_logs_of_every_template_are_accepted(self):
+        policy = 'measure func=FILE_CHECK mask=^MAY_READ\n'
+        for template, more in (('ima-ng', []), ('ima-sig', []), ('ima-buf', []), ('ima', ['--hash', 'sha1']), ('ima-ng', ['--hash', 'sha512'])):
+            with self.subTest(template=template, more=more), Mount('--policy', '/dev/null', '--template', template, *more) as mount:
+                subprocess.run(['sh', '-c', f"printf '{policy}' > {mount.path}/.ima/policy"], check=True)
+                for i in range(5):
+                    write(f'{mount.backing}/f {i}', b'%d' % i)
+                    read(f'{mount.path}/f {i}')
+                write(mount.work + '/log', mount.control('binary_runtime_measurements'))
+                done = subprocess.run(['evmctl', 'ima_measurement', *evmctl_pcrs(mount), mount.work + '/log'],
+                                      stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+                self.assertEqual(0, done.returncode, done.stdout)
+                self.assertEqual(6, int(mount.control('runtime_measurements_count')))
+                self.assertEqual(0, mount.verify().returncode)
+
+    def test_evmctl_computes_our_boot_aggregate(self):
+        with Mount() as mount:
+            tcti = mount.status()['options']['tcti']
+            subprocess.run(['tpm2_pcrextend', '-T', tcti, '3:sha1=' + '22' * 20 + ',sha256=' + '11' * 32], check=True)
+            os.kill(mount.daemon_pid(), signal.SIGKILL)
+            mount.stop()
+            mount.state = mount.work + '/state-of-its-own'
+            mount.options += ['--tpm', tcti, '--pcr', '11']
+            mount.start()
+            first = read(mount.path + '/.ima/ascii_runtime_measurements_sha256').split(b' ')[3].decode()
+            done = subprocess.run(['evmctl', 'ima_boot_aggregate', *evmctl_pcrs(mount)], stdout=subprocess.PIPE,
+                                  stderr=subprocess.STDOUT, text=True)
+            self.assertIn(first.split(':')[1], done.stdout)
+
+
+class PlainUser(unittest.TestCase):
+    def test_a_plain_user_measures_without_root(self):
+        with Mount(user='nobody') as mount:
+            def as_user(command):
+                words = ['setpriv', '--reuid', 'nobody', '--regid', 'nogroup', '--clear-groups', 'sh', '-c', command]
+                return subprocess.run(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+            done = as_user(f'cd {mount.path} && echo text > f && cat f && mkdir d && mv f d/g && cat d/g && cat .ima/measurements')
+            self.assertEqual(0, done.returncode, done.stdout)
+            self.assertIn(' /f\n', done.stdout)
+            self.assertTrue(done.stdout.startswith('text\ntext\n'))
+            from mounting import IMAFS
+            self.assertEqual(0, as_user(f'{IMAFS} verify {mount.path}').returncode)
 
 
 def read_or_empty(path):

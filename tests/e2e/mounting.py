@@ -24,12 +24,12 @@ class Mount:
         if user:
             os.chmod(self.work, 0o777)
             for directory in (self.path, self.backing):
-                shutil.chown(directory, user, user)
+                shutil.chown(directory, user)
 
     def start(self, check=True):
         words = [IMAFS, self.path, '--backing', self.backing, '--state', self.state, '--log-file', self.messages, *self.options]
         if self.user:
-            words = ['setpriv', '--reuid', self.user, '--regid', self.user, '--clear-groups', '--', *words]
+            words = ['setpriv', '--reuid', self.user, '--regid', 'nogroup', '--clear-groups', '--', *words]
         done = subprocess.run(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, timeout=60)
         if check and done.returncode != 0:
             raise AssertionError(f'imafs ended with {done.returncode}: {done.stderr}')
