@@ -116,7 +116,7 @@ void do_link(fuse_req_t request, fuse_ino_t node, fuse_ino_t parent, const char*
   // The kernel still believes the old name; from now on each name must be looked up, so that an open
   // is logged under the one it used.
   const auto old_name = context.table.name_of(node);
-  const auto found = context.ops.make_link(node, parent, name, caller_of(request));
+  const auto found = context.ops.make_link(node, parent, name);
   reply_entry(request, found);
   if (found && old_name) context.expire_name(old_name->first, old_name->second);
 }

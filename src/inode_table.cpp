@@ -230,6 +230,7 @@ void Table::set_name(NodeId id, NodeId parent, std::string_view name, std::uint3
   auto found = std::find_if(node.names.begin(), node.names.end(),
                             [&](const Name& one) { return one.parent == parent && one.name == name; });
   if (found != node.names.end()) {
+    if (tid == kNobody) return;
     found->tid = tid;
     std::rotate(found, found + 1, node.names.end());
     return;
@@ -248,7 +249,8 @@ void Table::set_name(NodeId id, NodeId parent, std::string_view name, std::uint3
   const auto above = nodes_.find(parent);
   if (above == nodes_.end()) return;
   ++above->second.children;
-  node.names.push_back({parent, tid, std::string(name)});
+  // A name that nobody used yet goes before the one in use.
+  node.names.insert(tid == kNobody ? node.names.begin() : node.names.end(), {parent, tid, std::string(name)});
   if (!node.may_have_names) node.names.shrink_to_fit();
 }
 

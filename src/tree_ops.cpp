@@ -140,7 +140,7 @@ Result<TreeOps::Found> TreeOps::make_symlink(NodeId parent, const char* name, co
   return table_.look_up(parent, name, caller.pid);
 }
 
-Result<TreeOps::Found> TreeOps::make_link(NodeId node, NodeId parent, const char* name, const Caller& caller) {
+Result<TreeOps::Found> TreeOps::make_link(NodeId node, NodeId parent, const char* name) {
   auto fd = table_.path_fd(node);
   if (!fd) return fail(fd.error());
   auto directory = table_.path_fd(parent);
@@ -151,7 +151,7 @@ Result<TreeOps::Found> TreeOps::make_link(NodeId node, NodeId parent, const char
     result = ::linkat(AT_FDCWD, ProcPath((*fd)->get()).get(), (*directory)->get(), name, AT_SYMLINK_FOLLOW);
   }
   if (result != 0) return fail(errno_error("link"));
-  return table_.look_up(parent, name, caller.pid);
+  return table_.look_up(parent, name, InodeTable::kNobody);
 }
 
 Status TreeOps::unlink(NodeId parent, const char* name) {

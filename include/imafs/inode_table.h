@@ -27,6 +27,8 @@ using PathFd = std::shared_ptr<const UniqueFd>;
 
 class InodeTable {
  public:
+  static constexpr std::uint32_t kNobody = ~std::uint32_t{0};  // no thread has this number
+
   // `cached_descriptors`: the most O_PATH descriptors kept for speed alone (those of unlinked files
   // come on top, as do those of files on file systems without handles that were opened).
   static std::unique_ptr<InodeTable> create(BackingTree& tree, std::size_t cached_descriptors);
@@ -37,7 +39,8 @@ class InodeTable {
     struct stat attr {};
   };
   // Finds `name` ("." and ".." never come) in `parent` and takes one kernel reference on it.
-  // `tid`: the thread that asked; path_of() prefers the name its thread looked up last.
+  // `tid`: the thread that asked; path_of() prefers the name its thread looked up last. kNobody: the name
+  // was just made by link(2), where another is in use; path_of() prefers that one.
   // ENOENT, ENAMETOOLONG, ENOTDIR, EACCES as the file system says; ESTALE: `parent` is gone.
   virtual Result<Found> look_up(NodeId parent, std::string_view name, std::uint32_t tid) = 0;
   // The same when we know `fd`, a descriptor of the child (after create, O_TMPFILE). An empty name:

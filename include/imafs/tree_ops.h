@@ -49,7 +49,7 @@ class TreeOps {
   Result<Found> make_node(NodeId parent, const char* name, mode_t mode, dev_t device, const Caller& caller);
   Result<Found> make_directory(NodeId parent, const char* name, mode_t mode, const Caller& caller);
   Result<Found> make_symlink(NodeId parent, const char* name, const char* target, const Caller& caller);
-  Result<Found> make_link(NodeId node, NodeId parent, const char* name, const Caller& caller);
+  Result<Found> make_link(NodeId node, NodeId parent, const char* name);
   Status unlink(NodeId parent, const char* name);
   Status remove_directory(NodeId parent, const char* name);
   Status rename(NodeId parent, const char* name, NodeId new_parent, const char* new_name, unsigned flags);

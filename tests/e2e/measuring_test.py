@@ -43,6 +43,16 @@ class Measuring(unittest.TestCase):
             subprocess.run(command, check=True)
             self.assertEqual(names, mount.names())
 
+    def test_a_new_link_does_not_rename_a_file_that_is_opened_by_its_old_name(self):
+        with Mount() as mount:
+            wanted = []
+            for i in range(200):
+                write(f'{mount.path}/f{i}', b'%d' % i)
+                os.link(f'{mount.path}/f{i}', f'{mount.path}/link{i}')
+                read(f'{mount.path}/f{i}')
+                wanted.append(f'/f{i}')
+            self.assertEqual(wanted, mount.names())
+
     def test_evmctl_and_tpm2_tools_agree_and_a_flipped_byte_is_found(self):
         with Mount() as mount:
             for i in range(20):
