@@ -241,9 +241,10 @@ Status Log::archive(const std::string& why) {
       text += name_of(banks_[i]) + ":" + std::to_string(pcr) + ": " + to_hex(values[i]) + "\n";
     }
   }
-  journal_.reset();
   if (auto written = write_file_atomically(journal_directory() + "/end-pcrs", text); !written) return written;
   if (::rename(journal_directory().c_str(), target.c_str()) != 0) return fail(errno_error("cannot archive the log in '" + target + "'"));
+  const std::unique_lock lock(index_mutex_);
+  journal_.reset();
   return {};
 }
 

@@ -109,11 +109,12 @@ Status MeasureGate::load_policy(std::vector<Rule> rules, PolicyLoad how, const R
   // IMA: the kernel does not measure its policy unless it is loaded by path. Here a change is in the
   // log before it takes effect, if the rules before or after it ask for that.
   const std::string text = to_text(after);
-  auto measured = measure_buffer(before->rules.policy(), kPolicyLabel, "policy", as_bytes(text), false, requester);
-  if (measured && !*measured) {
-    measured = measure_buffer(after, kPolicyLabel, "policy", as_bytes(text), false, requester);
+  const Buffer buffer{kPolicyLabel, "policy", as_bytes(text)};
+  auto entry = critical_data_entry(before->rules.policy(), buffer, requester);
+  if (!entry) entry = critical_data_entry(after, buffer, requester);
+  if (entry) {
+    if (auto appended = log_.append(*entry, origin_of(requester)); !appended) return fail(appended.error());
   }
-  if (!measured) return fail(measured.error());
   loaded_.store(prepare(std::move(after), options_.enabled));
   return {};
 }
@@ -256,49 +257,52 @@ Status MeasureGate::store_violation(Violation violation, const NamedFile& file, 
   return {};
 }
 
-Status MeasureGate::measure_boot_aggregate(const Digest& aggregate, std::optional<Digest> legacy) {
+LogEntry MeasureGate::boot_aggregate_entry(const Digest& aggregate, std::optional<Digest> legacy) const {
   EntryFacts facts;
   facts.file_digest = aggregate;
   facts.legacy_digest = std::move(legacy);
   facts.name = "boot_aggregate";
-  const auto appended = log_.append(make_entry(*options_.form, options_.pcr, facts), {now_ns(), 0, 0, "imafs"});
-  if (!appended) return fail(appended.error());
-  return {};
+  return make_entry(*options_.form, options_.pcr, facts);
+}
+
+std::optional<LogEntry> MeasureGate::own_data_entry(std::string_view label, std::string_view name, std::string_view data) const {
+  return critical_data_entry(loaded()->rules.policy(), {label, name, as_bytes(data)}, Requester{});
 }
 
 Result<bool> MeasureGate::measure_critical_data(std::string_view label, std::string_view name, ByteView data,
                                                 bool hashed, const Requester& requester) {
-  const auto now = loaded();
-  return measure_buffer(now->rules.policy(), label, name, data, hashed, requester);
+  const auto entry = critical_data_entry(loaded()->rules.policy(), {label, name, data, hashed}, requester);
+  if (!entry) return false;
+  const auto appended = log_.append(*entry, origin_of(requester));
+  if (!appended) return fail(appended.error());
+  return true;
 }
 
-Result<bool> MeasureGate::measure_buffer(const Policy& policy, std::string_view label, std::string_view name,
-                                         ByteView data, bool hashed, const Requester& requester) {
-  if (!options_.enabled || label.empty() || name.empty() || data.empty()) return false;
+std::optional<LogEntry> MeasureGate::critical_data_entry(const Policy& policy, const Buffer& buffer,
+                                                         const Requester& requester) const {
+  if (!options_.enabled || buffer.label.empty() || buffer.name.empty() || buffer.data.empty()) return std::nullopt;
   Event event;
   event.hook = Hook::kCriticalData;
   event.uid = requester.uid;
   event.gid = requester.gid;
-  event.label = label;
+  event.label = buffer.label;
   const Decision decision = match(policy, event);
-  if (!decision.must_measure()) return false;
+  if (!decision.must_measure()) return std::nullopt;
   const Rule& rule = *decision.measure;
 
   const Template* const form = rule.form ? rule.form : find_builtin_template("ima-buf");
   EntryFacts facts;
-  facts.name = loggable_name(name);
-  Digest digest = hash_of(options_.file_hash, data);
-  if (hashed) {
+  facts.name = loggable_name(buffer.name);
+  Digest digest = hash_of(options_.file_hash, buffer.data);
+  if (buffer.hashed) {
     facts.buffer.assign(digest.bytes().begin(), digest.bytes().end());
     digest = hash_of(options_.file_hash, facts.buffer);
   } else {
-    facts.buffer.assign(data.begin(), data.end());
+    facts.buffer.assign(buffer.data.begin(), buffer.data.end());
   }
   facts.file_digest = digest;
   const std::uint32_t pcr = rule.pcr.value_or(0) == 0 ? options_.pcr : *rule.pcr;
-  const auto appended = log_.append(make_entry(*form, pcr, facts), origin_of(requester));
-  if (!appended) return fail(appended.error());
-  return true;
+  return make_entry(*form, pcr, facts);
 }
 
 }  // namespace imafs

@@ -1,6 +1,7 @@
 #include "imafs/measurement_log.h"
 
 #include <algorithm>
+#include <chrono>
 
 #include "measurement_log_impl.h"
 
@@ -8,6 +9,7 @@ namespace imafs {
 namespace {
 
 constexpr std::uint64_t kForeignCheckEvery = 64;  // entries
+constexpr auto kQuiet = std::chrono::milliseconds(20);  // a TPM cannot be reset unseen in less: a command would fail
 constexpr std::size_t kReadChunk = 256 * 1024;
 
 std::vector<Bank> with_sha1(std::vector<Bank> banks) {
@@ -17,6 +19,11 @@ std::vector<Bank> with_sha1(std::vector<Bank> banks) {
 }
 
 }  // namespace
+
+EntryOrigin own_origin() {
+  const auto now = std::chrono::system_clock::now().time_since_epoch();
+  return {std::chrono::duration_cast<std::chrono::nanoseconds>(now).count(), 0, 0, "imafs"};
+}
 
 Log::Log(LogOptions options, PcrExtender* tpm)
     : options_(std::move(options)),
@@ -28,7 +35,7 @@ Log::Log(LogOptions options, PcrExtender* tpm)
   const auto found = std::find(digest_banks_.begin(), digest_banks_.end(), of_file);
   dedupe_digest_ = static_cast<std::size_t>(found - digest_banks_.begin());
   if (found == digest_banks_.end()) digest_banks_.push_back(of_file);
-  }
+}
 
 BankValues Log::first_value(std::uint32_t pcr) const {
   BankValues value = pcr_reset_values(banks_, pcr);
@@ -59,39 +66,16 @@ Result<Appended> Log::fail_append(Error error) {
 }
 
 Result<Appended> Log::append(const LogEntry& entry, const EntryOrigin& origin) {
-  const BankValues digests = template_digests(entry, digest_banks_);
-  const BankValues extended = extend_values(entry, banks_);
-  const LogIndex::Key key = LogIndex::key_of(digests[dedupe_digest_], entry.pcr);
+  const Prepared prepared = prepare(entry);
   std::unique_lock order(order_);
   if (entry.is_violation) ++violations_;
-  if (auto settled = settle(); !settled) {
-    if (!options_.continue_on_tpm_error) return fail_append({EIO, settled.error().what});
-  }
-  const bool may_repeat = entry.is_violation || !options_.dedupe;
-  if (!may_repeat && index_.has(key)) return Appended::kDuplicate;
-
-  const auto frame = journal_->append(static_cast<std::uint8_t>(FrameKind::kEntry), encode_journal_entry(entry, origin, digests));
-  if (!frame) return fail(frame.error());
-  pending_ = Pending{*frame, entry, digests, extended};
-  if (auto reached = extend_pending(); !reached) {
-    if (!options_.continue_on_tpm_error) return fail_append({EIO, reached.error().what});
-    // The entry stands in the log and not in the PCR: said in the journal, before anything follows.
-    if (missing_.empty()) {
-      Bytes index;
-      append_le64(index, count_);
-      (void)journal_->append(static_cast<std::uint8_t>(FrameKind::kGap), index);
-    }
-    if (entry.pcr < kTpmPcrs) missing_.emplace_back(entry.pcr, extended);
-    publish(*frame, entry);
-    pending_.reset();
-    set_health([&](TpmHealth& health) {
-      health.ok = false;
-      health.message = reached.error().what;
-      if (!health.first_missing) health.first_missing = count_ - 1;
-      health.missing_extends = missing_.size();
-    });
-  }
-  if (!may_repeat) index_.remember(key);
+  // A TPM that nobody spoke to for a while may have been reset, or extended by somebody else.
+  if (std::chrono::steady_clock::now() - last_extend_ > kQuiet) (void)compare_with_tpm();
+  const std::uint32_t before = generation_;
+  auto appended = append_in_order(prepared, origin);
+  // A new log began instead: there the entry is new.
+  if (!appended && generation_ != before) appended = append_in_order(prepared, origin);
+  if (!appended || *appended == Appended::kDuplicate) return appended;
   if (++appended_since_check_ >= kForeignCheckEvery) (void)compare_with_tpm();
   order.unlock();
   std::vector<std::function<void()>> callbacks;
@@ -103,31 +87,75 @@ Result<Appended> Log::append(const LogEntry& entry, const EntryOrigin& origin) {
   return Appended::kLogged;
 }
 
+Log::Prepared Log::prepare(const LogEntry& entry) const {
+  Prepared prepared{entry, template_digests(entry, digest_banks_), extend_values(entry, banks_), {}};
+  prepared.key = LogIndex::key_of(prepared.digests[dedupe_digest_], entry.pcr);
+  return prepared;
+}
+
+Result<Appended> Log::append_in_order(const Prepared& prepared, const EntryOrigin& origin) {
+  const LogEntry& entry = prepared.entry;
+  if (auto settled = settle(); !settled) {
+    if (!options_.continue_on_tpm_error) return fail_append({EIO, settled.error().what});
+  }
+  if (!journal_) return fail_append({EIO, "there is no journal to write to"});
+  const bool may_repeat = entry.is_violation || !options_.dedupe;
+  if (!may_repeat && index_.has(prepared.key)) return Appended::kDuplicate;
+
+  const auto frame =
+      journal_->append(static_cast<std::uint8_t>(FrameKind::kEntry), encode_journal_entry(entry, origin, prepared.digests));
+  if (!frame) return fail(frame.error());
+  pending_ = Pending{*frame, prepared};
+  if (auto reached = extend_pending(); !reached) {
+    if (!pending_) return fail({EIO, reached.error().what});  // settled: taken back, or a new log began
+    if (!options_.continue_on_tpm_error) return fail_append({EIO, reached.error().what});
+    // The entry stands in the log and not in the PCR: said in the journal, before anything follows.
+    if (missing_.empty()) {
+      Bytes index;
+      append_le64(index, count_);
+      (void)journal_->append(static_cast<std::uint8_t>(FrameKind::kGap), index);
+    }
+    if (entry.pcr < kTpmPcrs) missing_.emplace_back(entry.pcr, prepared.extended);
+    publish(*frame, entry);
+    pending_.reset();
+    set_health([&](TpmHealth& health) {
+      health.ok = false;
+      health.message = reached.error().what;
+      if (!health.first_missing) health.first_missing = count_ - 1;
+      health.missing_extends = missing_.size();
+    });
+  }
+  if (!may_repeat) index_.remember(prepared.key);
+  last_extend_ = std::chrono::steady_clock::now();
+  return Appended::kLogged;
+}
+
 void Log::publish(std::uint64_t frame, const LogEntry& entry) {
   const std::unique_lock lock(index_mutex_);
   index_.add(frame, view_sizes_of(entry));
   ++count_;
 }
 
-// Extends what is written. A fault leaves it open whether the TPM took it: the next settle() asks.
+// Extends what is written. A fault leaves it open whether the TPM took it: settle() asks.
 Status Log::extend_pending() {
-  const std::uint32_t pcr = pending_->entry.pcr;
+  const Prepared& prepared = pending_->prepared;
+  const std::uint32_t pcr = prepared.entry.pcr;
   if (tpm_ && pcr < kTpmPcrs) {
     if (!missing_.empty()) return fail(EIO, health_.message);
     {
       const std::unique_lock lock(index_mutex_);
       (void)pcr_slot(pcr);
     }
-    if (auto extended = tpm_->extend(pcr, pending_->extended); !extended) {
+    if (auto extended = tpm_->extend(pcr, prepared.extended); !extended) {
       if (auto settled = settle(); !settled) return fail(extended.error());
       // It was taken back or it was done: when it was taken back, this entry has not happened.
       if (settled_by_cut_) return fail(extended.error());
       return {};
     }
     const std::unique_lock lock(index_mutex_);
-    pcrs_[pcr] = folded(pcr, pending_->extended);
+    pcrs_[pcr] = folded(pcr, prepared.extended);
   }
-  publish(pending_->frame, pending_->entry);
+  publish(pending_->frame, prepared.entry);
   pending_.reset();
   return {};
 }
@@ -135,32 +163,15 @@ Status Log::extend_pending() {
 // After a fault: reads the PCR to learn what happened, and makes journal and PCR agree again.
 Status Log::settle() {
   settled_by_cut_ = false;
-  if (!tpm_ || (!pending_ && missing_.empty())) return {};
+  if (!tpm_) return {};
+  if (!journal_) return begin_anew();
+  if (!pending_ && missing_.empty()) return {};
   if (auto connected = tpm_->reconnect(); !connected) return connected;
-  const auto clock = tpm_->clock();
-  if (!clock) return fail(clock.error());
-  if (clock->reset_count != header_.reset_count) {
-    return fail(EIO, "the TPM was reset: its PCRs no longer hold the log; mount again to begin a new one");
-  }
-  const std::uint32_t pcr = pending_ ? pending_->entry.pcr : missing_.front().first;
-  const auto now = tpm_->read(pcr);
-  if (!now) return fail(now.error());
+  const auto was_reset = tpm_was_reset();
+  if (!was_reset) return fail(was_reset.error());
+  if (*was_reset) return begin_anew();
   if (pending_) {
-    if (*now == folded(pcr, pending_->extended)) {
-      {
-        const std::unique_lock lock(index_mutex_);
-        pcrs_[pcr] = *now;
-      }
-      publish(pending_->frame, pending_->entry);
-      index_.remember(LogIndex::key_of(pending_->digests[dedupe_digest_], pcr));
-    } else if (*now == pcrs_.at(pcr)) {
-      if (auto cut = journal_->cut(pending_->frame); !cut) return cut;
-      settled_by_cut_ = true;
-    } else {
-      set_health([](TpmHealth& health) { health.foreign_extend = true; });
-      return fail(EIO, "PCR " + std::to_string(pcr) + " holds something that is not from this log");
-    }
-    pending_.reset();
+    if (auto settled = settle_pending(); !settled) return settled;
   }
   while (!missing_.empty()) {
     const auto& [index, values] = missing_.front();
@@ -172,11 +183,69 @@ Status Log::settle() {
     if (missing_.empty()) (void)journal_->append(static_cast<std::uint8_t>(FrameKind::kClosed), {});
   }
   set_health([](TpmHealth& health) {
-    health.ok = true;
-    health.message.clear();
-    health.missing_extends = 0;
-    health.first_missing.reset();
+    const bool foreign = health.foreign_extend;
+    health = TpmHealth{};
+    health.foreign_extend = foreign;
   });
+  return {};
+}
+
+Status Log::settle_pending() {
+  const std::uint32_t pcr = pending_->prepared.entry.pcr;
+  const auto now = tpm_->read(pcr);
+  if (!now) return fail(now.error());
+  if (*now == folded(pcr, pending_->prepared.extended)) {
+    {
+      const std::unique_lock lock(index_mutex_);
+      pcrs_[pcr] = *now;
+    }
+    publish(pending_->frame, pending_->prepared.entry);
+    index_.remember(pending_->prepared.key);
+  } else if (*now == pcrs_.at(pcr)) {
+    if (auto cut = journal_->cut(pending_->frame); !cut) return cut;
+    settled_by_cut_ = true;
+  } else {
+    set_health([](TpmHealth& health) { health.foreign_extend = true; });
+    return fail(EIO, "PCR " + std::to_string(pcr) + " holds something that is not from this log");
+  }
+  pending_.reset();
+  return {};
+}
+
+Result<bool> Log::tpm_was_reset() const {
+  const auto clock = tpm_->clock();
+  if (!clock) return fail(clock.error());
+  return clock->reset_count != header_.reset_count;
+}
+
+// The TPM was reset under us: its PCRs hold nothing of this log any more. The log is archived with the values it
+// replays to, and a new one begins as that of a new boot does.
+Status Log::begin_anew() {
+  if (journal_) {
+    if (pending_) {
+      if (auto cut = journal_->cut(pending_->frame); !cut) return cut;
+      pending_.reset();
+    }
+    if (auto kept = archive("the TPM was reset"); !kept) return kept;
+  }
+  {
+    const std::unique_lock lock(index_mutex_);
+    start_.kind = LogStart::Kind::kArchivedReboot;
+    if (auto created = create_new(); !created) {
+      journal_.reset();
+      return created;
+    }
+    ++generation_;
+  }
+  set_health([](TpmHealth& health) { health = TpmHealth{}; });
+  if (opening_) {
+    const auto entries = opening_();
+    if (!entries) return fail(entries.error());
+    for (const LogEntry& entry : *entries) {
+      if (auto appended = append_in_order(prepare(entry), own_origin()); !appended) return fail(appended.error());
+    }
+  }
+  settled_by_cut_ = true;
   return {};
 }
 
@@ -185,9 +254,13 @@ Status Log::compare_with_tpm() {
   if (!tpm_) return {};
   if (auto settled = settle(); !settled) return settled;
   for (const auto& [pcr, value] : replayed()) {
-    const auto now = tpm_->read(pcr);
+    auto now = tpm_->read(pcr);
+    if (!now && tpm_->reconnect()) now = tpm_->read(pcr);
     if (!now) return fail(now.error());
     if (*now == value) continue;
+    const auto was_reset = tpm_was_reset();
+    if (!was_reset) return fail(was_reset.error());
+    if (*was_reset) return begin_anew();
     const std::string what = "PCR " + std::to_string(pcr) + " of the " + tpm_->description() + " was extended by somebody else";
     set_health([&](TpmHealth& health) {
       health.foreign_extend = true;
@@ -205,8 +278,10 @@ Result<std::size_t> Log::read_view(LogView view, std::uint64_t offset, std::span
   std::size_t digest_at = 0;
   for (std::size_t i = 0; i < view.bank; ++i) digest_at += view_banks_[i].size;
   std::uint64_t frame = 0, skip = 0, left = 0;
+  std::shared_ptr<const LogJournal> journal;
   {
     const std::shared_lock lock(index_mutex_);
+    journal = journal_;
     if (offset >= index_.view_size(view.form, digest_size)) return std::size_t{0};
     const std::uint64_t first = index_.entry_at(view.form, digest_size, offset);
     frame = index_[first].frame;
@@ -218,7 +293,7 @@ Result<std::size_t> Log::read_view(LogView view, std::uint64_t offset, std::span
   Bytes chunk(std::clamp<std::size_t>(out.size() * 3, 4096, kReadChunk));
   std::size_t done = 0;
   while (left > 0 && done < out.size()) {
-    const auto got = journal_->read(frame, chunk);
+    const auto got = journal->read(frame, chunk);
     if (!got) return fail(got.error());
     ByteView bytes = ByteView(chunk).first(*got);
     bool progress = false;

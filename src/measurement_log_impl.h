@@ -50,6 +50,11 @@ class Log final : public MeasurementLog {
     const std::lock_guard order(order_);
     return compare_with_tpm();
   }
+  std::uint32_t generation() const override { return generation_; }
+  void begin_new_logs_with(Opening opening) override {
+    const std::lock_guard order(order_);
+    opening_ = std::move(opening);
+  }
   void on_growth(std::function<void()> callback) override {
     const std::lock_guard lock(health_mutex_);
     growth_.push_back(std::move(callback));
@@ -68,8 +73,21 @@ class Log final : public MeasurementLog {
   Status archive(const std::string& why);
   bool began_before_reset(std::string& why) const;
 
+  // An entry and what is made of it before it is its turn.
+  struct Prepared {
+    LogEntry entry;
+    BankValues digests;
+    BankValues extended;
+    LogIndex::Key key;
+  };
+  Prepared prepare(const LogEntry& entry) const;
+
   // REQUIRES: order_ is held.
+  Result<Appended> append_in_order(const Prepared& prepared, const EntryOrigin& origin);
   Status settle();
+  Status settle_pending();
+  Result<bool> tpm_was_reset() const;
+  Status begin_anew();
   Status extend_pending();
   Result<Appended> fail_append(Error error);
   void publish(std::uint64_t frame, const LogEntry& entry);
@@ -95,19 +113,19 @@ class Log final : public MeasurementLog {
 
   // The ORDER lock: list, journal and PCR see entries in one order. Held across the TPM command.
   std::mutex order_;
-  std::unique_ptr<LogJournal> journal_;
+  std::shared_ptr<LogJournal> journal_;  // replaced under index_mutex_ too; null: a new log could not be begun
   // Written to the journal, not known to be extended, not visible: guarded by order_.
   struct Pending {
     std::uint64_t frame = 0;
-    LogEntry entry;
-    BankValues digests;
-    BankValues extended;
+    Prepared prepared;
   };
   std::optional<Pending> pending_;
   // Visible entries that did not reach the PCR (--tpm-error continue), oldest first: guarded by order_.
   std::deque<std::pair<std::uint32_t, BankValues>> missing_;
   std::uint64_t appended_since_check_ = 0;
   bool settled_by_cut_ = false;  // the last settle() took the pending entry back
+  std::chrono::steady_clock::time_point last_extend_;
+  Opening opening_;
 
   // Only while loading: entries that were to be extended, and the first one known not to have been.
   std::uint64_t extended_entries_ = 0;
@@ -117,6 +135,7 @@ class Log final : public MeasurementLog {
   LogIndex index_;
   PcrMap pcrs_;
   std::atomic<std::uint64_t> count_{0}, violations_{0};
+  std::atomic<std::uint32_t> generation_{0};
 
   mutable std::mutex health_mutex_;
   TpmHealth health_;

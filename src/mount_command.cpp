@@ -85,6 +85,7 @@ class Mount {
 
  private:
   tl::expected<void, Failure> open_log();
+  Result<std::vector<LogEntry>> opening_entries() const;
   tl::expected<void, Failure> measure_start();
   SessionOptions session_options() const;
   StatusReport report() const;
@@ -136,29 +137,35 @@ tl::expected<void, Failure> Mount::open_log() {
   return {};
 }
 
-// What the log of a boot begins with, and what imafs says about itself if the policy asks for that.
-tl::expected<void, Failure> Mount::measure_start() {
-  if (!gate_->options().enabled) return {};
-  if (log_->start().needs_boot_aggregate) {
-    const auto aggregate = boot_aggregate(tpm_.extender.get(), checked_.file_hash);
-    if (!aggregate) return refuse(ExitCode::kTpm, aggregate.error().what);
-    std::optional<Digest> legacy;
-    if (checked_.form->has(FieldId::kD)) {
-      const auto sha1 = boot_aggregate(tpm_.extender.get(), HashAlgorithm::kSha1);
-      if (sha1 && sha1->algorithm() == HashAlgorithm::kSha1) legacy = *sha1;
-    }
-    if (auto stored = gate_->measure_boot_aggregate(*aggregate, legacy); !stored) return refuse(ExitCode::kTpm, stored.error().what);
+// What every log of this mount begins with: boot_aggregate, then what imafs says about itself if the policy asks for that.
+Result<std::vector<LogEntry>> Mount::opening_entries() const {
+  const auto aggregate = boot_aggregate(tpm_.extender.get(), checked_.file_hash);
+  if (!aggregate) return fail(aggregate.error());
+  std::optional<Digest> legacy;
+  if (checked_.form->has(FieldId::kD)) {
+    const auto sha1 = boot_aggregate(tpm_.extender.get(), HashAlgorithm::kSha1);
+    if (sha1 && sha1->algorithm() == HashAlgorithm::kSha1) legacy = *sha1;
   }
+  std::vector<LogEntry> entries{gate_->boot_aggregate_entry(*aggregate, legacy)};
   std::string start = std::string("imafs ") + kVersion;
   for (const auto& [key, value] : options_in_force()) start += ";" + key + "=" + value;
   for (const auto& [label, name, data] : {std::array<std::string, 3>{"kernel_info", "kernel_version", kernel_release()},
                                           std::array<std::string, 3>{"imafs", "start", start},
                                           std::array<std::string, 3>{"imafs", "policy", to_text(*gate_->policy())}}) {
-    if (data.empty()) continue;
-    if (auto stored = gate_->measure_critical_data(label, name, as_bytes(data), false, Requester{}); !stored) {
-      return refuse(ExitCode::kTpm, stored.error().what);
-    }
+    if (auto entry = gate_->own_data_entry(label, name, data)) entries.push_back(std::move(*entry));
   }
+  return entries;
+}
+
+tl::expected<void, Failure> Mount::measure_start() {
+  if (!gate_->options().enabled) return {};
+  auto entries = opening_entries();
+  if (!entries) return refuse(ExitCode::kTpm, entries.error().what);
+  if (!log_->start().needs_boot_aggregate) entries->erase(entries->begin());
+  for (const LogEntry& entry : *entries) {
+    if (auto stored = log_->append(entry, own_origin()); !stored) return refuse(ExitCode::kTpm, stored.error().what);
+  }
+  log_->begin_new_logs_with([this] { return opening_entries(); });
   return {};
 }
 

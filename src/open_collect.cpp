@@ -22,7 +22,7 @@ Status OpenFiles::measure(Opening& opening, Writers writers) {
   }
   const auto unmeasured = [&](const FileRecord& record) {
     return std::any_of(opening.orders.begin(), opening.orders.end(),
-                       [&](const MeasureOrder& order) { return !record.is_measured_in(order.pcr); });
+                       [&](const MeasureOrder& order) { return !record.is_measured_in(order.pcr, opening.log); });
   };
   cache_.with(file.node, [&](FileRecord& record) { needed = unmeasured(record); });
   if (needed || !watched || !file.verified) {
@@ -61,11 +61,11 @@ Status OpenFiles::measure(Opening& opening, Writers writers) {
       collected_for = &order;
     }
     bool done = false;
-    cache_.with(file.node, [&](FileRecord& record) { done = !direct && record.is_measured_in(order.pcr); });
+    cache_.with(file.node, [&](FileRecord& record) { done = !direct && record.is_measured_in(order.pcr, opening.log); });
     if (done) continue;
     if (auto stored = gate_.store_measurement(order, *content, named, opening.request.who); !stored) return stored;
     ++measured_;
-    if (!direct) cache_.with(file.node, [&](FileRecord& record) { record.did_measure(order.pcr); });
+    if (!direct) cache_.with(file.node, [&](FileRecord& record) { record.did_measure(order.pcr, opening.log); });
   }
   const Lock lock(mutex_);
   file.verified = file.leased && !file.broken;

@@ -59,6 +59,7 @@ struct OpenFiles::Opening {
   bool in_pool = false;
   OpenFacts facts;
   std::vector<MeasureOrder> orders;
+  std::uint32_t log = 0;  // the log they are for: MeasureGate::log_generation()
   std::string path;  // known once an entry or a rule needs it
 
   bool created = false;  // the open made the file

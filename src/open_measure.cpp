@@ -113,6 +113,7 @@ void OpenFiles::run(std::unique_ptr<Opening> opening) {
     opening->facts.mask = mask_of(opening->request.flags);
     opening->facts.is_exec = (opening->request.flags & kExecFlag) != 0;
     // A file without a name has no open event when it is made, as in the kernel.
+    opening->log = gate_.log_generation();
     if (!opening->request.unnamed) opening->orders = gate_.must_measure(opening->facts, opening->request.who, source);
     if (!opening->orders.empty() && !opening->file->anchor) status = fail(EACCES, "a file that cannot be read cannot be measured");
   }
@@ -147,7 +148,7 @@ bool OpenFiles::hashes_inline(const Opening& opening) {
   if (unchanged) {
     cache_.with(file.node, [&](FileRecord& record) {
       unchanged = std::all_of(opening.orders.begin(), opening.orders.end(),
-                              [&](const MeasureOrder& order) { return record.is_measured_in(order.pcr); });
+                              [&](const MeasureOrder& order) { return record.is_measured_in(order.pcr, opening.log); });
     });
   }
   if (!unchanged) {

@@ -1,5 +1,3 @@
-#include <dlfcn.h>
-#include <poll.h>
 #include <tss2/tss2_esys.h>
 #include <tss2/tss2_rc.h>
 #include <tss2/tss2_tctildr.h>
@@ -8,6 +6,7 @@
 #include <condition_variable>
 #include <cstdlib>
 #include <cstring>
+#include <functional>
 #include <mutex>
 #include <thread>
 #include <utility>
@@ -18,10 +17,7 @@ namespace imafs {
 namespace {
 
 constexpr std::uint32_t kPcrCount = 24;  // a PC client TPM's
-constexpr auto kIdleLimit = std::chrono::milliseconds(10);
-constexpr auto kHoldLimit = std::chrono::milliseconds(50);
-
-using Clock = std::chrono::steady_clock;
+constexpr std::size_t kMaxReadValues = 8;  // digests in one answer: TPML_DIGEST
 
 struct EsysFree {
   void operator()(void* memory) const { ::Esys_Free(memory); }
@@ -53,53 +49,76 @@ class Connection {
 
   ESYS_CONTEXT* esys() { return esys_; }
 
-  // Whether an answer has begun to come within `limit`. The TCTI's own waiting cannot be relied on:
-  // swtpm's ignores its time limit.
-  bool answer_comes(std::chrono::milliseconds limit) {
-    std::size_t count = 1;
-    TSS2_TCTI_POLL_HANDLE handle {};
-#pragma GCC diagnostic push
-#pragma GCC diagnostic ignored "-Wold-style-cast"  // inside the library's macro
-    const TSS2_RC code = Tss2_Tcti_GetPollHandles(tcti_, &handle, &count);
-#pragma GCC diagnostic pop
-    if (code != TSS2_RC_SUCCESS || count != 1) return true;
-    struct pollfd wait {handle.fd, POLLIN, 0};
-    int ready = 0;
-    do {
-      ready = ::poll(&wait, 1, static_cast<int>(limit.count()));
-    } while (ready < 0 && errno == EINTR);
-    return ready > 0;
-  }
-
  private:
   Connection() = default;
   TSS2_TCTI_CONTEXT* tcti_ = nullptr;
   ESYS_CONTEXT* esys_ = nullptr;
 };
 
-class TpmExtender final : public PcrExtender {
+// Runs TPM commands in a thread of its own, so that the caller can stop waiting: not every TCTI keeps a time limit
+// (swtpm's waits for ever) or tells what to poll, and opening one can block too. One caller at a time.
+class CommandThread {
  public:
-  TpmExtender(std::string tcti, std::chrono::milliseconds limit)
-      : tcti_(std::move(tcti)),
-        limit_(limit),
-        gives_way_(tcti_.starts_with("swtpm") || tcti_.starts_with("mssim")),
-        idle_closer_([this] { close_when_idle(); }) {
-    // Loaded for good: connections come and go.
-    if (tcti_.starts_with("swtpm")) ::dlopen("libtss2-tcti-swtpm.so.0", RTLD_LAZY | RTLD_NODELETE);
+  CommandThread() : shared_(std::make_shared<Shared>()), thread_([shared = shared_] { serve(*shared); }) {}
+  // A thread that hangs is left behind with all it uses.
+  ~CommandThread() {
+    {
+      const std::lock_guard lock(shared_->mutex);
+      shared_->stopping = true;
+    }
+    shared_->changed.notify_all();
+    if (hung_) {
+      thread_.detach();
+    } else {
+      thread_.join();
+    }
+  }
+  CommandThread(const CommandThread&) = delete;
+  CommandThread& operator=(const CommandThread&) = delete;
+
+  // Whether `command` ended within `limit`. If not, it may still run: it must own what it uses.
+  bool run(std::function<void()> command, std::chrono::milliseconds limit) {
+    std::unique_lock lock(shared_->mutex);
+    shared_->command = std::move(command);
+    shared_->changed.notify_all();
+    hung_ = !shared_->changed.wait_for(lock, limit, [this] { return !shared_->command; });
+    return !hung_;
   }
 
-  ~TpmExtender() override {
-    {
-      const std::lock_guard lock(mutex_);
-      stopping_ = true;
+ private:
+  struct Shared {
+    std::mutex mutex;
+    std::condition_variable changed;
+    std::function<void()> command;  // guarded by mutex; empty: done
+    bool stopping = false;          // guarded by mutex
+  };
+
+  static void serve(Shared& shared) {
+    std::unique_lock lock(shared.mutex);
+    for (;;) {
+      shared.changed.wait(lock, [&] { return shared.stopping || shared.command; });
+      if (!shared.command) return;
+      const std::function<void()> command = shared.command;
+      lock.unlock();
+      command();
+      lock.lock();
+      shared.command = nullptr;
+      shared.changed.notify_all();
     }
-    wake_.notify_all();
-    idle_closer_.join();
   }
+
+  std::shared_ptr<Shared> shared_;
+  bool hung_ = false;
+  std::thread thread_;
+};
+
+class TpmExtender final : public PcrExtender {
+ public:
+  TpmExtender(std::string tcti, std::chrono::milliseconds limit, std::function<Status()> revive)
+      : tcti_(std::move(tcti)), limit_(limit), revive_(std::move(revive)) {}
 
   Status start() {
     const std::lock_guard lock(mutex_);
-    if (auto status = connect(); !status) return status;
     auto banks = ask_banks();
     if (!banks) return fail(banks.error());
     banks_ = std::move(*banks);
@@ -121,53 +140,57 @@ class TpmExtender final : public PcrExtender {
       ++digests.count;
     }
     const std::lock_guard lock(mutex_);
-    if (auto status = connect(); !status) return status;
-    return finish(
-        "TPM2_PCR_Extend",
-        ::Esys_PCR_Extend_Async(connection_->esys(), ESYS_TR_PCR0 + pcr, ESYS_TR_PASSWORD, ESYS_TR_NONE, ESYS_TR_NONE, &digests),
-        [&] { return ::Esys_PCR_Extend_Finish(connection_->esys()); });
+    auto done = run<bool>("TPM2_PCR_Extend", [digests, pcr](ESYS_CONTEXT* esys, bool&) {
+      return ::Esys_PCR_Extend(esys, ESYS_TR_PCR0 + pcr, ESYS_TR_PASSWORD, ESYS_TR_NONE, ESYS_TR_NONE, &digests);
+    });
+    if (!done) return fail(done.error());
+    return {};
   }
 
   Result<BankValues> read(std::uint32_t pcr) override {
     if (pcr >= kPcrCount) return fail(ERANGE, "the TPM has no PCR " + std::to_string(pcr));
     const std::lock_guard lock(mutex_);
-    if (auto status = connect(); !status) return fail(status.error());
-    BankValues values(banks_.size());
-    for (std::size_t i = 0; i < banks_.size(); ++i) {
+    BankValues values;
+    while (values.size() < banks_.size()) {
+      const std::size_t first = values.size();
       TPML_PCR_SELECTION selection {};
-      selection.count = 1;
-      selection.pcrSelections[0].hash = banks_[i].tpm_algorithm;
-      selection.pcrSelections[0].sizeofSelect = 3;
-      selection.pcrSelections[0].pcrSelect[pcr / 8] = static_cast<BYTE>(1U << (pcr % 8));
-      TPML_DIGEST* raw = nullptr;
-      auto status = finish(
-          "TPM2_PCR_Read",
-          ::Esys_PCR_Read_Async(connection_->esys(), ESYS_TR_NONE, ESYS_TR_NONE, ESYS_TR_NONE, &selection),
-          [&] { return ::Esys_PCR_Read_Finish(connection_->esys(), nullptr, nullptr, &raw); });
-      if (!status) return fail(status.error());
-      const EsysPtr<TPML_DIGEST> digests(raw);
-      if (digests->count != 1) return fail(EIO, "TPM2_PCR_Read: PCR " + std::to_string(pcr) + " is not in the bank");
-      values[i].assign(digests->digests[0].buffer, digests->digests[0].buffer + digests->digests[0].size);
+      for (std::size_t i = first; i < banks_.size() && i - first < kMaxReadValues; ++i) {
+        TPMS_PCR_SELECTION& one = selection.pcrSelections[selection.count++];
+        one.hash = banks_[i].tpm_algorithm;
+        one.sizeofSelect = 3;
+        one.pcrSelect[pcr / 8] = static_cast<BYTE>(1U << (pcr % 8));
+      }
+      const auto digests = run<EsysPtr<TPML_DIGEST>>("TPM2_PCR_Read", [selection](ESYS_CONTEXT* esys, EsysPtr<TPML_DIGEST>& answer) {
+        return ::Esys_PCR_Read(esys, ESYS_TR_NONE, ESYS_TR_NONE, ESYS_TR_NONE, &selection, nullptr, nullptr, Out(answer));
+      });
+      if (!digests) return fail(digests.error());
+      const TPML_DIGEST& answer = **digests;
+      if (answer.count != selection.count) return fail(EIO, "TPM2_PCR_Read: PCR " + std::to_string(pcr) + " is not in each bank");
+      for (UINT32 i = 0; i < answer.count; ++i) {
+        const TPM2B_DIGEST& digest = answer.digests[i];
+        values.emplace_back(digest.buffer, digest.buffer + digest.size);
+      }
     }
     return values;
   }
 
   Result<TpmClock> clock() override {
     const std::lock_guard lock(mutex_);
-    if (auto status = connect(); !status) return fail(status.error());
-    TPMS_TIME_INFO* raw = nullptr;
-    auto status = finish("TPM2_ReadClock", ::Esys_ReadClock_Async(connection_->esys(), ESYS_TR_NONE, ESYS_TR_NONE, ESYS_TR_NONE),
-                         [&] { return ::Esys_ReadClock_Finish(connection_->esys(), &raw); });
-    if (!status) return fail(status.error());
-    const EsysPtr<TPMS_TIME_INFO> time(raw);
-    return TpmClock{time->clockInfo.resetCount, time->clockInfo.restartCount, time->clockInfo.clock};
+    const auto time = run<EsysPtr<TPMS_TIME_INFO>>("TPM2_ReadClock", [](ESYS_CONTEXT* esys, EsysPtr<TPMS_TIME_INFO>& answer) {
+      return ::Esys_ReadClock(esys, ESYS_TR_NONE, ESYS_TR_NONE, ESYS_TR_NONE, Out(answer));
+    });
+    if (!time) return fail(time.error());
+    const TPMS_CLOCK_INFO& info = (*time)->clockInfo;
+    return TpmClock{info.resetCount, info.restartCount, info.clock};
   }
 
   Status reconnect() override {
     const std::lock_guard lock(mutex_);
-    connection_.reset();
+    disconnect();
     lost_ = false;
-    if (auto status = connect(); !status) return status;
+    if (revive_) {
+      if (auto revived = revive_(); !revived) return revived;
+    }
     auto banks = ask_banks();
     if (!banks) return fail(banks.error());
     if (*banks != banks_) return fail(EIO, description() + " came back with other banks");
@@ -175,54 +198,84 @@ class TpmExtender final : public PcrExtender {
   }
 
  private:
+  // A place for the pointer that an ESAPI call gives back.
+  template <class T>
+  class Out {
+   public:
+    explicit Out(EsysPtr<T>& owner) : owner_(owner) {}
+    ~Out() { owner_.reset(raw_); }
+    Out(const Out&) = delete;
+    Out& operator=(const Out&) = delete;
+    operator T**() { return &raw_; }
+
+   private:
+    EsysPtr<T>& owner_;
+    T* raw_ = nullptr;
+  };
+
+  // What a command needs and makes; it can outlive our wait.
+  template <class Answer>
+  struct Job {
+    std::shared_ptr<std::unique_ptr<Connection>> connection;
+    Answer answer{};
+    Status status;
+    bool lost = false;
+  };
+
   // REQUIRES: mutex_ is held, from here on.
 
-  Status connect() {
-    last_use_ = Clock::now();
-    if (lost_) return fail(EIO, "the connection to the " + description() + " is lost");
-    if (connection_ && gives_way_ && Clock::now() - connected_at_ > kHoldLimit) connection_.reset();
-    if (connection_) return {};
-    auto opened = Connection::open(tcti_);
-    if (!opened) return fail(opened.error());
-    connection_ = std::move(*opened);
-    connected_at_ = Clock::now();
-    wake_.notify_all();
-    return {};
+  void disconnect() {
+    // The thread first: it uses the connection to its end.
+    thread_.reset();
+    connection_.reset();
   }
 
-  template <class Finish>
-  Status finish(const char* command, TSS2_RC sent, Finish&& receive) {
-    TSS2_RC code = sent;
-    if (code == TSS2_RC_SUCCESS) {
-      if (!connection_->answer_comes(limit_)) {
-        connection_.reset();
-        lost_ = true;
-        return fail(ETIMEDOUT, std::string(command) + ": no answer within " + std::to_string(limit_.count()) + " ms");
-      }
-      do {
-        code = receive();
-      } while (code == TSS2_ESYS_RC_TRY_AGAIN);
+  // `command` is a call of the ESAPI that fills an Answer; runs on the connection, which it makes if there is none.
+  template <class Answer, class Command>
+  Result<Answer> run(const char* name, Command command) {
+    if (lost_) return fail(EIO, "the connection to the " + description() + " is lost");
+    if (!thread_) {
+      thread_ = std::make_unique<CommandThread>();
+      connection_ = std::make_shared<std::unique_ptr<Connection>>();
     }
-    last_use_ = Clock::now();
-    if (code == TSS2_RC_SUCCESS) return {};
-    // A response code of the TPM leaves the connection as it was; anything else does not.
-    if ((code & TSS2_RC_LAYER_MASK) != 0) {
-      connection_.reset();
+    auto job = std::make_shared<Job<Answer>>();
+    job->connection = connection_;
+    const bool ended = thread_->run(
+        [job, name, command = std::move(command), tcti = tcti_] {
+          std::unique_ptr<Connection>& connection = *job->connection;
+          if (!connection) {
+            auto opened = Connection::open(tcti);
+            if (!opened) {
+              job->status = fail(opened.error());
+              return;
+            }
+            connection = std::move(*opened);
+          }
+          const TSS2_RC code = command(connection->esys(), job->answer);
+          if (code == TSS2_RC_SUCCESS) return;
+          // A response code of the TPM leaves the connection as it was; anything else does not.
+          job->lost = (code & TSS2_RC_LAYER_MASK) != 0;
+          job->status = tpm_error(code, name);
+        },
+        limit_);
+    if (!ended || job->lost) {
+      disconnect();
       lost_ = true;
     }
-    return tpm_error(code, command);
+    if (!ended) return fail(ETIMEDOUT, std::string(name) + ": no answer within " + std::to_string(limit_.count()) + " ms");
+    if (!job->status) return fail(job->status.error());
+    return std::move(job->answer);
   }
 
   Result<std::vector<Bank>> ask_banks() {
-    TPMS_CAPABILITY_DATA* raw = nullptr;
-    auto status = finish("TPM2_GetCapability",
-                         ::Esys_GetCapability_Async(connection_->esys(), ESYS_TR_NONE, ESYS_TR_NONE, ESYS_TR_NONE,
-                                                    TPM2_CAP_PCRS, 0, TPM2_PT_PCR_COUNT),
-                         [&] { return ::Esys_GetCapability_Finish(connection_->esys(), nullptr, &raw); });
-    if (!status) return fail(status.error());
-    const EsysPtr<TPMS_CAPABILITY_DATA> capability(raw);
+    const auto capability =
+        run<EsysPtr<TPMS_CAPABILITY_DATA>>("TPM2_GetCapability", [](ESYS_CONTEXT* esys, EsysPtr<TPMS_CAPABILITY_DATA>& answer) {
+          return ::Esys_GetCapability(esys, ESYS_TR_NONE, ESYS_TR_NONE, ESYS_TR_NONE, TPM2_CAP_PCRS, 0, TPM2_PT_PCR_COUNT,
+                                      nullptr, Out(answer));
+        });
+    if (!capability) return fail(capability.error());
     std::vector<Bank> banks;
-    const TPML_PCR_SELECTION& assigned = capability->data.assignedPCR;
+    const TPML_PCR_SELECTION& assigned = (*capability)->data.assignedPCR;
     for (UINT32 i = 0; i < assigned.count; ++i) {
       const TPMS_PCR_SELECTION& one = assigned.pcrSelections[i];
       const bool allocated = std::any_of(one.pcrSelect, one.pcrSelect + one.sizeofSelect, [](BYTE bits) { return bits != 0; });
@@ -240,7 +293,6 @@ class TpmExtender final : public PcrExtender {
   // The name of the default ECC primary key of the endorsement hierarchy: made from the TPM's own seed, it is the
   // same for the TPM's whole life and no other TPM's. Where the hierarchy is locked: the way to the TPM.
   std::string ask_identity() {
-    TPM2B_SENSITIVE_CREATE sensitive {};
     TPM2B_PUBLIC form {};
     TPMT_PUBLIC& area = form.publicArea;
     area.type = TPM2_ALG_ECC;
@@ -254,62 +306,42 @@ class TpmExtender final : public PcrExtender {
     ecc.scheme.scheme = TPM2_ALG_NULL;
     ecc.curveID = TPM2_ECC_NIST_P256;
     ecc.kdf.scheme = TPM2_ALG_NULL;
-    const TPM2B_DATA outside {};
-    const TPML_PCR_SELECTION creation {};
-    ESYS_TR key = ESYS_TR_NONE;
-    TPM2B_PUBLIC* raw = nullptr;
-    auto status = finish("TPM2_CreatePrimary",
-                         ::Esys_CreatePrimary_Async(connection_->esys(), ESYS_TR_RH_ENDORSEMENT, ESYS_TR_PASSWORD, ESYS_TR_NONE,
-                                                    ESYS_TR_NONE, &sensitive, &form, &outside, &creation),
-                         [&] { return ::Esys_CreatePrimary_Finish(connection_->esys(), &key, &raw, nullptr, nullptr, nullptr); });
-    if (!status) return tcti_;
-    const EsysPtr<TPM2B_PUBLIC> made(raw);
-    (void)finish("TPM2_FlushContext", ::Esys_FlushContext_Async(connection_->esys(), key),
-                 [&] { return ::Esys_FlushContext_Finish(connection_->esys()); });
-    const TPMS_ECC_POINT& point = made->publicArea.unique.ecc;
+    const auto made = run<EsysPtr<TPM2B_PUBLIC>>("TPM2_CreatePrimary", [form](ESYS_CONTEXT* esys, EsysPtr<TPM2B_PUBLIC>& answer) {
+      const TPM2B_SENSITIVE_CREATE sensitive {};
+      const TPM2B_DATA outside {};
+      const TPML_PCR_SELECTION creation {};
+      ESYS_TR key = ESYS_TR_NONE;
+      const TSS2_RC code = ::Esys_CreatePrimary(esys, ESYS_TR_RH_ENDORSEMENT, ESYS_TR_PASSWORD, ESYS_TR_NONE, ESYS_TR_NONE,
+                                                &sensitive, &form, &outside, &creation, &key, Out(answer), nullptr, nullptr, nullptr);
+      return code == TSS2_RC_SUCCESS ? ::Esys_FlushContext(esys, key) : code;
+    });
+    if (!made) return tcti_;
+    const TPMS_ECC_POINT& point = (*made)->publicArea.unique.ecc;
     Bytes text(point.x.buffer, point.x.buffer + point.x.size);
     text.insert(text.end(), point.y.buffer, point.y.buffer + point.y.size);
     return to_hex(hash_of(HashAlgorithm::kSha256, text).bytes());
   }
 
-  void close_when_idle() {
-    std::unique_lock lock(mutex_);
-    while (!stopping_) {
-      if (!connection_ || !gives_way_) {
-        wake_.wait(lock);
-        continue;
-      }
-      const auto until = last_use_ + kIdleLimit;
-      if (Clock::now() >= until) {
-        connection_.reset();
-        continue;
-      }
-      wake_.wait_until(lock, until);
-    }
-  }
-
   const std::string tcti_;
   const std::chrono::milliseconds limit_;
-  const bool gives_way_;  // one connection at a time is all the TPM serves
+  const std::function<Status()> revive_;
   std::vector<Bank> banks_;
   std::string identity_;
 
   std::mutex mutex_;  // one command at a time; held across it
-  std::condition_variable wake_;
-  std::unique_ptr<Connection> connection_;  // guarded by mutex_, as all below
-  bool lost_ = false;                       // until reconnect(): whether a command took effect is unknown
-  Clock::time_point connected_at_;
-  Clock::time_point last_use_;
-  bool stopping_ = false;
-  std::thread idle_closer_;  // last: it uses all of the above
+  // Guarded by mutex_. Both or none; the connection is made and used by the thread alone.
+  std::unique_ptr<CommandThread> thread_;
+  std::shared_ptr<std::unique_ptr<Connection>> connection_;
+  bool lost_ = false;  // guarded by mutex_. Until reconnect(): whether a command took effect is unknown
 };
 
 }  // namespace
 
-Result<std::unique_ptr<PcrExtender>> open_pcr_extender(const std::string& tcti, std::chrono::milliseconds time_limit) {
+Result<std::unique_ptr<PcrExtender>> open_pcr_extender(const std::string& tcti, std::chrono::milliseconds time_limit,
+                                                       std::function<Status()> revive) {
   // The library would print every fault; ours are in the operator's messages, once.
   ::setenv("TSS2_LOG", "all+none", 0);
-  auto extender = std::make_unique<TpmExtender>(tcti, time_limit);
+  auto extender = std::make_unique<TpmExtender>(tcti, time_limit, std::move(revive));
   if (auto status = extender->start(); !status) return fail(status.error());
   return extender;
 }

@@ -120,6 +120,11 @@ Status SwtpmProcess::start() {
   return {};
 }
 
+Status SwtpmProcess::revive() {
+  if (find()) return {};
+  return start();
+}
+
 void SwtpmProcess::stop() {
   if (pid_ == 0 || !is_ours(pid_)) return;
   if (const UniqueFd control = connect_to(socket_ + ".ctrl")) {

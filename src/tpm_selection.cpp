@@ -26,7 +26,7 @@ Result<SelectedTpm> open_given(const std::string& tcti, std::string reason) {
 Result<SelectedTpm> open_private(const std::string& directory, std::string reason) {
   auto process = SwtpmProcess::find_or_start(directory);
   if (!process) return fail(process.error());
-  auto extender = open_pcr_extender((*process)->tcti());
+  auto extender = open_pcr_extender((*process)->tcti(), kTpmTimeLimit, [swtpm = process->get()] { return swtpm->revive(); });
   if (!extender) {
     if (!(*process)->was_running()) (*process)->stop();
     return fail(extender.error());

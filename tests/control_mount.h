@@ -41,6 +41,8 @@ class FakeLog final : public MeasurementLog {
   std::map<std::uint32_t, BankValues> replayed() const override { return {}; }
   std::string base() const override { return ""; }
   Status check_tpm() override { return {}; }
+  void begin_new_logs_with(Opening) override {}
+  std::uint32_t generation() const override { return 0; }
   void on_growth(std::function<void()> callback) override {
     callbacks.push_back(std::move(callback));
   }

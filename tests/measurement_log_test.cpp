@@ -255,6 +255,37 @@ TEST_CASE("a TPM that was reset gets a new log, the old one is kept with its end
   CHECK(parse_pcr_values(*end, "end-pcrs"));
 }
 
+TEST_CASE("a TPM that is reset under a mount: the log is archived, a new one begins by itself") {
+  World world;
+  REQUIRE(world.start());
+  world.log->begin_new_logs_with([] { return std::vector<LogEntry>{entry_for("boot_aggregate")}; });
+  REQUIRE(world.append("a"));
+  SECTION("while a command is on its way") {
+    world.extender->fail_next(Fault::kBeforeEffect);
+    world.tpm->reset();
+  }
+  SECTION("between two commands, unseen but for the PCR") {
+    world.tpm->reset();
+    std::this_thread::sleep_for(std::chrono::milliseconds(30));
+  }
+  SECTION("and a first extend into the new PCRs was not noticed") {
+    world.tpm->reset();
+    REQUIRE(world.append("lost"));
+    CHECK(world.log->check_tpm());
+  }
+  CHECK(world.append("b") == Appended::kLogged);
+  CHECK(world.append("a") == Appended::kLogged);
+  CHECK(world.log->generation() == 1);
+  CHECK(world.names() == std::vector<std::string>{"boot_aggregate", "b", "a"});
+  CHECK(world.log->replayed().at(10) == world.tpm->pcr(10));
+  CHECK(world.log->tpm_health().ok);
+  CHECK_FALSE(world.log->tpm_health().foreign_extend);
+  CHECK(read_file(world.state.path() + "/archive/1/end-pcrs", 1 << 20));
+  REQUIRE(world.start());
+  CHECK(world.log->start().kind == LogStart::Kind::kContinued);
+  CHECK(world.names() == std::vector<std::string>{"boot_aggregate", "b", "a"});
+}
+
 TEST_CASE("a PCR that was not zero is the base of the log") {
   World world;
   extend_pcr(world.tpm->banks, world.tpm->pcr(10), extend_values(entry_for("before"), world.tpm->banks));

@@ -31,13 +31,20 @@ class FileRecord {
 
   // How the record stands now that the file has `version` and nobody can be writing to it.
   Standing standing(const FileVersion& version, std::int64_t now_ns) const;
-  bool is_measured_in(std::uint32_t pcr) const { return hashed_ && (measured_pcrs_ >> (pcr & 63) & 1) != 0; }
+  // `log`: MeasurementLog::generation(); what an earlier log holds is not measured in this one.
+  bool is_measured_in(std::uint32_t pcr, std::uint32_t log) const {
+    return hashed_ && log_ == log && (measured_pcrs_ >> (pcr & 63) & 1) != 0;
+  }
   bool is_hashed() const { return hashed_; }
 
   // The file was hashed at `version`. Equal digest and no sign of a write since: what was measured
   // stays measured; else the PCR bits are cleared.
   void did_hash(const Digest& digest, const FileVersion& version);
-  void did_measure(std::uint32_t pcr) { measured_pcrs_ |= std::uint64_t{1} << (pcr & 63); }
+  void did_measure(std::uint32_t pcr, std::uint32_t log) {
+    if (log != log_) measured_pcrs_ = 0;
+    log_ = log;
+    measured_pcrs_ |= std::uint64_t{1} << (pcr & 63);
+  }
   // What is known of the content no longer holds (violations that may be logged stay so).
   void clear();
 
@@ -67,6 +74,7 @@ class FileRecord {
   FileVersion version_;
   std::int64_t watched_until_ns_ = 0;
   std::uint64_t measured_pcrs_ = 0;
+  std::uint32_t log_ = 0;
   HashAlgorithm algorithm_ = HashAlgorithm::kSha256;
   bool hashed_ = false;
   bool had_writer_ = false;

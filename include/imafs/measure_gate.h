@@ -83,6 +83,7 @@ class MeasureGate {
   MeasureGate(GateOptions options, MeasurementLog& log, AuditSink audit, Policy initial);
 
   const GateOptions& options() const { return options_; }
+  std::uint32_t log_generation() const { return log_.generation(); }
   std::shared_ptr<const Policy> policy() const;
   // Measures the policy that would result (critical data, label imafs, name policy), then activates it.
   Status load_policy(std::vector<Rule> rules, PolicyLoad how, const Requester& requester);
@@ -109,9 +110,11 @@ class MeasureGate {
                            const Requester& requester);
   Status store_violation(Violation violation, const NamedFile& file, const Requester& requester);
 
-  // Entries without a file.
+  // Entries without a file. What a log begins with, for the caller to append:
   // `legacy`: the sha1 value for field d; zeros without one.
-  Status measure_boot_aggregate(const Digest& aggregate, std::optional<Digest> legacy = std::nullopt);
+  LogEntry boot_aggregate_entry(const Digest& aggregate, std::optional<Digest> legacy = std::nullopt) const;
+  // What imafs says of itself, as generic template data, if a CRITICAL_DATA rule asks for `label`.
+  std::optional<LogEntry> own_data_entry(std::string_view label, std::string_view name, std::string_view data) const;
   // Generic template data: one ima-buf entry if a CRITICAL_DATA rule asks for `label`; hashed: the
   // digest of the data stands in for it. False: no rule asks.
   Result<bool> measure_critical_data(std::string_view label, std::string_view name, ByteView data,
@@ -129,8 +132,13 @@ class MeasureGate {
   std::shared_ptr<const Loaded> loaded() const;
   EntryFacts facts_of(const Template& form, const NamedFile& file) const;
   MeasureOrder order_of(Hook hook, const Rule& rule) const;
-  Result<bool> measure_buffer(const Policy& policy, std::string_view label, std::string_view name, ByteView data,
-                              bool hashed, const Requester& requester);
+  struct Buffer {
+    std::string_view label;
+    std::string_view name;
+    ByteView data;
+    bool hashed = false;
+  };
+  std::optional<LogEntry> critical_data_entry(const Policy& policy, const Buffer& buffer, const Requester& requester) const;
 
   const GateOptions options_;
   MeasurementLog& log_;

@@ -29,6 +29,9 @@ struct EntryOrigin {
   std::string comm;  // at most 15 bytes
 };
 
+// imafs itself, now.
+EntryOrigin own_origin();
+
 enum class Appended { kLogged, kDuplicate };
 
 // One form of the log, as a file of .ima/ shows it.
@@ -82,6 +85,13 @@ class MeasurementLog {
   // With an error it stands in none of them for good: ENOSPC, EROFS, EIO of the journal, EIO of
   // the TPM. Violations skip the duplicate check.
   virtual Result<Appended> append(const LogEntry& entry, const EntryOrigin& origin) = 0;
+
+  // What a log begins with (boot_aggregate first), for when one must be begun while we run: the TPM was reset,
+  // the old log is archived. Called with the ORDER lock held: must not call append().
+  using Opening = std::function<Result<std::vector<LogEntry>>()>;
+  virtual void begin_new_logs_with(Opening opening) = 0;
+  // Counts the logs begun since open(). What was measured into an earlier one is not in this one.
+  virtual std::uint32_t generation() const = 0;
 
   virtual std::uint64_t count() const = 0;       // entries visible
   virtual std::uint64_t violations() const = 0;  // attempts, also those that could not be stored

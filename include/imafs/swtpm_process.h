@@ -21,6 +21,8 @@ class SwtpmProcess {
   pid_t pid() const { return pid_; }
   bool was_running() const { return was_running_; }
 
+  // Starts it again if it has ended: its PCRs begin anew.
+  Status revive();
   // Ends it and waits until it is gone. Never touches a process that is not this swtpm.
   void stop();
 

@@ -149,8 +149,11 @@ def main(arguments):
     lines.append(f'| all | {sum(r[0] for r in table.values())} | {sum(r[1] for r in table.values())} | {sum(r[2] for r in table.values())} |')
     print('\n'.join(lines))
     if '--write' in arguments:
-        with open(arguments[arguments.index('--write') + 1], 'w') as out:
-            out.write(HEAD + '\n'.join(lines) + '\n')
+        path = arguments[arguments.index('--write') + 1]
+        with open(path) as old:
+            _, heading, rest = old.read().partition('\n## ')  # the sections that follow are not ours
+        with open(path, 'w') as out:
+            out.write(HEAD + '\n'.join(lines) + '\n' + heading + rest)
     killed = sum(row[0] for row in table.values())
     return 1 if failures or killed == 0 else 0
 
