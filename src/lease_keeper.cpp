@@ -16,12 +16,25 @@ constexpr long kTickNs = 250'000'000;
 
 int break_signal() { return SIGRTMIN + 3; }
 
+sigset_t our_signals() {
+  sigset_t signals;
+  ::sigemptyset(&signals);
+  ::sigaddset(&signals, break_signal());
+  ::sigaddset(&signals, SIGIO);
+  return signals;
+}
+
 LeaseKeeper::Answer set_lease(int fd, int type) {
   if (::fcntl(fd, F_SETLEASE, type) == 0) return LeaseKeeper::Answer::kGranted;
   return errno == EAGAIN || errno == EBUSY ? LeaseKeeper::Answer::kRefused : LeaseKeeper::Answer::kUnsupported;
 }
 
 }  // namespace
+
+void LeaseKeeper::block_signals() {
+  const sigset_t signals = our_signals();
+  ::pthread_sigmask(SIG_BLOCK, &signals, nullptr);
+}
 
 LeaseKeeper::LeaseKeeper(std::function<void(int)> on_break, std::function<void()> on_tick)
     : on_break_(std::move(on_break)), on_tick_(std::move(on_tick)) {}
@@ -39,12 +52,8 @@ LeaseKeeper::~LeaseKeeper() {
 }
 
 void LeaseKeeper::run() {
-  // The signals are sent to this thread alone, so no other thread needs to block them.
-  sigset_t signals;
-  ::sigemptyset(&signals);
-  ::sigaddset(&signals, break_signal());
-  ::sigaddset(&signals, SIGIO);
-  ::pthread_sigmask(SIG_BLOCK, &signals, nullptr);
+  block_signals();
+  const sigset_t signals = our_signals();
   thread_id_ = static_cast<int>(::syscall(SYS_gettid));
   thread_id_.notify_all();
 

@@ -18,6 +18,7 @@
 #include "imafs/control_dir.h"
 #include "imafs/diag.h"
 #include "imafs/fuse_session.h"
+#include "imafs/lease_keeper.h"
 #include "imafs/installed_policy.h"
 #include "imafs/pcr_value.h"
 #include "imafs/policy_parser.h"
@@ -304,6 +305,7 @@ ExitCode tell(const Failure& failure) {
 }
 
 tl::expected<void, Failure> serve_mount(CheckedConfig checked, const std::function<void()>& ready) {
+  LeaseKeeper::block_signals();
   if (auto started = start_messages(checked.config); !started) return started;
   Mount mount(std::move(checked));
   auto result = mount.build();

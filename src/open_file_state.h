@@ -33,7 +33,6 @@ struct OpenFiles::File {
   UniqueFd anchor;          // O_RDONLY; also what a backing id is made of, and what a lease is on
   UniqueFd writer;          // without passthrough: one for all handles that write
   int backing_id = 0;
-  bool adopted = false;        // the lease keeper knows the anchor
   bool verified = false;       // the record was found current under the lease that stands
   bool content_known = false;  // is_elf, is_script hold as long as the lease does
   bool is_elf = false;

@@ -246,10 +246,14 @@ LeaseKeeper::Answer OpenFiles::take_lease(File& file, LeaseKeeper::Answer (Lease
   bool had = false;
   {
     const Lock lock(mutex_);
+    // The one that stood is being broken and about to be dropped: somebody is coming to write.
+    if (file.pins > 0) return LeaseKeeper::Answer::kRefused;
     had = std::exchange(file.leased, true);
   }
-  if (!had) file.verified = file.content_known = false;
-  if (!std::exchange(file.adopted, true)) leases_->adopt(file.anchor.get());
+  if (!had) {
+    file.verified = file.content_known = false;
+    leases_->adopt(file.anchor.get());
+  }
   const auto answer = ((*leases_).*ask)(file.anchor.get());
   if (answer != LeaseKeeper::Answer::kGranted && !had) {
     const Lock lock(mutex_);
@@ -340,6 +344,8 @@ Status OpenFiles::open_for_reading(Opening& opening) {
       if (watches) record.measured_reader_opened();
       if (writers == Writers::kNone) record.writing_phase_ended();
       emit = watches && writers != Writers::kNone && record.take_open_writers();
+      // IMA: of writers beside us nothing tells one from the next, so each open has its own violation.
+      if (writers == Writers::kOthers) emit = watches;
     });
     if (emit) {
       if (opening.path.empty()) opening.path = table_.path_of(file.node, opening.request.who.pid);

@@ -18,6 +18,9 @@ class LeaseKeeper {
   // `on_break(fd)`: somebody wants to write to the file and is held until drop(fd). `on_tick`: about
   // four times a second.
   static std::unique_ptr<LeaseKeeper> start(std::function<void(int fd)> on_break, std::function<void()> on_tick);
+  // For the calling thread and those it starts: first thing in a process that will have a keeper. A signal that
+  // is not sent to the keeper's own thread is then taken by it all the same, instead of ending the process.
+  static void block_signals();
   ~LeaseKeeper();
   LeaseKeeper(const LeaseKeeper&) = delete;
   LeaseKeeper& operator=(const LeaseKeeper&) = delete;
@@ -28,7 +31,7 @@ class LeaseKeeper {
     kUnsupported,  // this file system, or we, may not
   };
 
-  // Once for each descriptor, before the first lease on it.
+  // Before each lease on a descriptor that has none: the kernel forgets whom to tell when one is dropped.
   void adopt(int fd);
   // A read lease on a read-only descriptor. Refused: the file is open for writing, or mapped so.
   Answer watch(int fd);

@@ -172,6 +172,17 @@ class Measuring(unittest.TestCase):
             self.assertEqual(3, len(digests))  # old, the violation, new
             self.assertEqual(0, mount.verify().returncode)
 
+    def test_every_writer_beside_the_mount_is_noticed_not_only_the_first(self):
+        with Mount() as mount:
+            for i in range(5):
+                write(mount.backing + '/file', b'state %d' % i)
+                with open(mount.path + '/file', 'rb') as file:
+                    self.assertEqual(b'state %d' % i, file.read())
+                    with open(mount.backing + '/file', 'r+b') as beside:
+                        beside.write(b'other')
+            self.assertEqual(5, int(mount.control('violations')))
+            self.assertEqual(0, mount.verify().returncode)
+
     def test_without_a_reader_a_writer_beside_the_mount_is_no_violation(self):
         with Mount() as mount:
             write(mount.backing + '/f', b'old')
