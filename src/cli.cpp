@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "imafs/cli_log.h"
 #include "imafs/cli_policy.h"
 #include "imafs/cli_verify.h"
 #include "imafs/mount_command.h"
@@ -80,6 +81,11 @@ void add_mount_options(CLI::App& app, MountConfig& config, std::vector<std::stri
   app.add_option("--log-file", config.log_file, "messages go here instead of to syslog");
 }
 
+ExitCode complain(const std::string& problem) {
+  std::fprintf(stderr, "imafs: %s (imafs --help lists the options)\n", problem.c_str());
+  return ExitCode::kUsage;
+}
+
 }  // namespace
 
 ExitCode run_command_line(int argc, char** argv) {
@@ -93,9 +99,25 @@ ExitCode run_command_line(int argc, char** argv) {
 
   VerifyOptions verify;
   auto* const verify_command = app.add_subcommand("verify", "replay a log and compare it with the PCRs");
-  verify_command->add_option("TARGET", verify.target, "a mount point, a binary log, or a kexec blob")->required();
+  auto* const verify_target = verify_command->add_option("TARGET", verify.target, "a mount point, a binary log, or a kexec blob");
+  verify_command->add_option("--state", verify.state, "or a state directory: all its archives, and the live log")->excludes(verify_target);
   verify_command->add_option("--pcr-values", verify.pcr_values, "a file of PCR values to compare with");
   verify_command->add_flag("--json", verify.json, "the result as JSON");
+
+  auto* const log = app.add_subcommand("log", "show the log with who opened what and when; trim it");
+  LogExportOptions log_export;
+  log->add_option("TARGET", log_export.target, "a mount point, a state or archive directory, or a binary log");
+  log->add_option("--format", log_export.format, "text, json, ndjson, csv or cel-json")->capture_default_str();
+  log->add_option("--path", log_export.path, "only names that match this glob");
+  log->add_option("--uid", log_export.uid, "only entries of this user");
+  log->add_option("--comm", log_export.comm, "only entries of programs of this name");
+  log->add_flag("--violations", log_export.violations, "only violations");
+  log->add_option("--from", log_export.from, "the first entry to show");
+  log->add_flag("--follow", log_export.follow, "go on as the log grows");
+  LogTrimOptions log_trim;
+  auto* const trim = log->add_subcommand("trim", "verify, then move old entries to the archive");
+  trim->add_option("MOUNTPOINT", log_trim.mountpoint, "the mount")->required();
+  trim->add_option("--keep", log_trim.keep, "how many of the newest entries stay")->capture_default_str();
 
   auto* const policy = app.add_subcommand("policy", "check, show, load and explain policies");
   policy->require_subcommand(1);
@@ -125,10 +147,13 @@ ExitCode run_command_line(int argc, char** argv) {
       app.exit(error);
       return ExitCode::kOk;
     }
-    std::fprintf(stderr, "imafs: %s (imafs --help lists the options)\n", error.what());
-    return ExitCode::kUsage;
+    return complain(error.what());
   }
-  if (verify_command->parsed()) return run_verify(verify);
+  if (verify_command->parsed()) {
+    return verify.target.empty() && verify.state.empty() ? complain("verify what? A TARGET, or --state DIR") : run_verify(verify);
+  }
+  if (trim->parsed()) return run_log_trim(log_trim);
+  if (log->parsed()) return log_export.target.empty() ? complain("the log of what? A TARGET is missing") : run_log_export(log_export);
   if (check->parsed()) return policy_check(files);
   if (show->parsed()) return policy_show(source);
   if (load->parsed()) return policy_load(load_mount, load_file, replace);

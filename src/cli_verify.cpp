@@ -1,19 +1,21 @@
 #include "imafs/cli_verify.h"
 
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include <cstdio>
 #include <nlohmann/json.hpp>
 #include <optional>
 
+#include "imafs/journal_reader.h"
+#include "imafs/mount_info.h"
 #include "imafs/posix_file.h"
 #include "imafs/tpm_connection.h"
+#include "imafs/verification_text.h"
 #include "imafs/verifier.h"
 
 namespace imafs {
 namespace {
-
-using Json = nlohmann::json;
 
 constexpr std::size_t kMaxLog = std::size_t{4} << 30;
 constexpr int kRounds = 20;  // a log may grow between reading it and reading the PCR
@@ -83,22 +85,17 @@ Result<Material> material_of_log(const VerifyOptions& options) {
 class MountLog {
  public:
   static Result<MountLog> open(const VerifyOptions& options) {
+    auto info = read_mount_info(options.target);
+    if (!info) return fail(info.error());
     MountLog mount;
     mount.directory_ = options.target + "/.ima/";
-    const auto text = read_file(mount.directory_ + "status", 64 << 20);
-    if (!text) return fail(text.error());
-    const Json status = Json::parse(*text, nullptr, false);
-    if (status.is_discarded()) return fail(EBADMSG, "'" + mount.directory_ + "status' is no JSON");
-    const Json& in_force = status.value("options", Json::object());
-    auto base = parse_pcr_values(in_force.value("base", ""), "base");
-    if (!base) return fail(base.error());
-    mount.base_ = std::move(*base);
+    mount.base_ = std::move(info->base);
     if (!options.pcr_values.empty()) {
       auto values = values_of_file(options.pcr_values);
       if (!values) return fail(values.error());
       mount.given_ = std::move(*values);
-    } else if (const std::string tcti = in_force.value("tcti", ""); !tcti.empty()) {
-      auto tpm = open_pcr_extender(tcti);
+    } else if (!info->tcti.empty()) {
+      auto tpm = open_pcr_extender(info->tcti);
       if (!tpm) return fail(tpm.error());
       mount.tpm_ = std::move(*tpm);
     }
@@ -142,36 +139,11 @@ class MountLog {
   std::unique_ptr<PcrExtender> tpm_;
 };
 
-void print(const Verification& result, bool json) {
-  if (!json) {
-    std::printf("%s: %s (%llu entries, %llu violations)\n",
-                result.verdict == Verdict::kVerified ? "verified" : result.verdict == Verdict::kMismatch ? "MISMATCH" : "not compared",
-                result.message.c_str(), static_cast<unsigned long long>(result.entries),
-                static_cast<unsigned long long>(result.violations));
-    for (const BankReplay& bank : result.banks) {
-      for (const auto& [pcr, value] : bank.replayed) {
-        const auto& expected = bank.expected.at(pcr);
-        std::printf("  %s:%u %s%s\n", name_of(bank.bank).c_str(), pcr, to_hex(value).c_str(),
-                    !expected ? "" : *expected == value ? " = PCR" : (" but the PCR is " + to_hex(*expected)).c_str());
-      }
-    }
-    return;
-  }
-  Json out{{"verdict", result.verdict == Verdict::kVerified ? "verified" : result.verdict == Verdict::kMismatch ? "mismatch" : "not-compared"},
-           {"message", result.message},
-           {"entries", result.entries},
-           {"violations", result.violations},
-           {"banks", Json::array()}};
-  if (result.first_bad_entry) out["first_bad_entry"] = *result.first_bad_entry;
-  for (const BankReplay& bank : result.banks) {
-    Json pcrs = Json::object();
-    for (const auto& [pcr, value] : bank.replayed) {
-      pcrs[std::to_string(pcr)] = {{"replayed", to_hex(value)}};
-      if (const auto& expected = bank.expected.at(pcr)) pcrs[std::to_string(pcr)]["expected"] = to_hex(*expected);
-    }
-    out["banks"].push_back({{"name", name_of(bank.bank)}, {"matches", bank.matches}, {"pcrs", pcrs}});
-  }
-  std::printf("%s\n", out.dump(2, ' ', false, Json::error_handler_t::replace).c_str());
+void print(const Verification& result, const VerifyOptions& options) {
+  if (options.quiet && result.verdict == Verdict::kVerified) return;
+  const std::string text =
+      options.json ? to_json(result).dump(2, ' ', false, nlohmann::ordered_json::error_handler_t::replace) + "\n" : to_text(result);
+  std::fputs(text.c_str(), options.quiet ? stderr : stdout);
 }
 
 ExitCode could_not_check(const Error& error) {
@@ -180,9 +152,87 @@ ExitCode could_not_check(const Error& error) {
   return error.code == EBADMSG || error.code == ENODATA ? ExitCode::kMismatch : ExitCode::kUsage;
 }
 
+// One journal of a state directory.
+struct KeptLog {
+  std::string name;
+  Verification result;
+  ExpectedPcrs end;  // what its end-pcrs say; empty for the live one
+};
+
+std::vector<DecodedRecord> as_records(JournalRead journal, std::size_t digest_bytes) {
+  std::vector<DecodedRecord> records;
+  for (JournalEntryRead& entry : journal.entries) {
+    DecodedRecord record;
+    for (auto& [algorithm, digest] : entry.digests) {
+      if (digest.size() == digest_bytes && record.template_digest.empty()) record.template_digest = std::move(digest);
+    }
+    record.entry = std::move(entry.entry);
+    records.push_back(std::move(record));
+  }
+  return records;
+}
+
+Result<KeptLog> verify_kept(const std::string& directory, std::string name, const ExpectedPcrs& before) {
+  auto journal = read_journal(directory);
+  if (!journal) return fail(EBADMSG, name + ": " + journal.error().what);
+  KeptLog kept;
+  kept.name = std::move(name);
+  const std::string end = directory + "/end-pcrs";
+  if (::access(end.c_str(), F_OK) == 0) {
+    auto values = values_of_file(end);
+    if (!values) return fail(EBADMSG, values.error().what);
+    kept.end = std::move(*values);
+  }
+  const ExpectedPcrs base = journal->base;
+  const bool follows = journal->trimmed > 0;
+  const std::size_t digest_bytes = journal->kept.empty() ? digest_size(HashAlgorithm::kSha1) : digest_size(journal->kept[0]);
+  kept.result = verify_log(as_records(std::move(*journal), digest_bytes), digest_bytes,
+                           kept.end.empty() ? usual_banks() : banks_of(kept.end), kept.end, base);
+  if (follows && base != before) {
+    kept.result.verdict = Verdict::kMismatch;
+    kept.result.message = "it does not begin where the archive before it ends";
+  }
+  return kept;
+}
+
+// Archives in their order, then the live log, which only its TPM can judge: it has to be sound.
+ExitCode verify_state(const VerifyOptions& options) {
+  std::vector<KeptLog> logs;
+  const auto add = [&](const std::string& name) -> Status {
+    auto kept = verify_kept(options.state + "/" + name, name, logs.empty() ? ExpectedPcrs() : logs.back().end);
+    if (!kept) return fail(kept.error());
+    logs.push_back(std::move(*kept));
+    return {};
+  };
+  for (unsigned number = 1;; ++number) {
+    const std::string name = "archive/" + std::to_string(number);
+    if (::access((options.state + "/" + name).c_str(), F_OK) != 0) break;
+    if (auto added = add(name); !added) return could_not_check(added.error());
+  }
+  if (::access((options.state + "/journal").c_str(), F_OK) == 0) {
+    if (auto added = add("journal"); !added) return could_not_check(added.error());
+  }
+  if (logs.empty()) return could_not_check({ENOENT, "'" + options.state + "' holds no log"});
+  bool good = true;
+  nlohmann::ordered_json json = nlohmann::ordered_json::array();
+  for (const KeptLog& log : logs) {
+    const bool is_live = log.name == "journal" && log.result.verdict == Verdict::kNotChecked;
+    good = good && (log.result.verdict == Verdict::kVerified || is_live);
+    if (options.json) {
+      json.push_back(to_json(log.result));
+      json.back()["log"] = log.name;
+    } else {
+      std::printf("%s: %s", log.name.c_str(), to_text(log.result).c_str());
+    }
+  }
+  if (options.json) std::printf("%s\n", json.dump(2, ' ', false, nlohmann::ordered_json::error_handler_t::replace).c_str());
+  return good ? ExitCode::kOk : ExitCode::kMismatch;
+}
+
 }  // namespace
 
 ExitCode run_verify(const VerifyOptions& options) {
+  if (!options.state.empty()) return verify_state(options);
   struct stat attr {};
   if (::stat(options.target.c_str(), &attr) != 0) return could_not_check(errno_error("'" + options.target + "'"));
   Verification result;
@@ -204,12 +254,8 @@ ExitCode run_verify(const VerifyOptions& options) {
       if (result.verdict != Verdict::kMismatch || !mount->can_grow() || !grew) break;
     }
   }
-  print(result, options.json);
-  switch (result.verdict) {
-    case Verdict::kVerified: return ExitCode::kOk;
-    case Verdict::kMismatch: return ExitCode::kMismatch;
-    default: return ExitCode::kUsage;
-  }
+  print(result, options);
+  return exit_code_of(result.verdict);
 }
 
 }  // namespace imafs

@@ -198,6 +198,8 @@ Result<std::unique_ptr<ControlFile>> ControlTree::open_to_write(const Node& node
       return desk_.open_writer(PolicyLoad::kUpdate, appending, requester);
     case Kind::kPolicyReplace:
       return desk_.open_writer(PolicyLoad::kReplace, appending, requester);
+    case Kind::kTrim:
+      return open_trim(sources_.log);
     case Kind::kData: {
       const auto label = node_of(id_of(node.parent));
       if (!label) return fail(label.error());

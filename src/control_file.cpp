@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <charconv>
 #include <cstring>
 #include <mutex>
 #include <utility>
@@ -61,6 +62,25 @@ class SnapshotFile final : public ControlFile {
 
  private:
   const std::string text_;
+};
+
+class TrimFile final : public ControlFile {
+ public:
+  explicit TrimFile(MeasurementLog& log) : log_(log) {}
+
+  Result<std::size_t> write(std::uint64_t, std::string_view text) override {
+    std::uint64_t entries = 0;
+    const std::string_view digits = text.substr(0, text.find('\n'));
+    const auto parsed = std::from_chars(digits.data(), digits.data() + digits.size(), entries);
+    if (digits.empty() || parsed.ec != std::errc() || parsed.ptr != digits.data() + digits.size()) {
+      return fail(EINVAL, "'" + std::string(digits) + "' is no number of entries");
+    }
+    if (auto trimmed = log_.trim(entries); !trimmed) return fail(trimmed.error());
+    return text.size();
+  }
+
+ private:
+  MeasurementLog& log_;
 };
 
 // What is written between two closes is one entry, made before the close returns so that its error
@@ -147,6 +167,10 @@ std::unique_ptr<ControlFile> open_text(std::function<std::string()> make) {
 
 std::unique_ptr<ControlFile> open_snapshot(std::string text) {
   return std::make_unique<SnapshotFile>(std::move(text));
+}
+
+std::unique_ptr<ControlFile> open_trim(MeasurementLog& log) {
+  return std::make_unique<TrimFile>(log);
 }
 
 std::unique_ptr<ControlFile> open_critical_data(MeasureGate& gate, CriticalData what,

@@ -45,6 +45,7 @@ void plant(ControlNodes& tree, const std::vector<Bank>& banks) {
   file(ControlKind::kViolations, "violations", kReadable);
   file(ControlKind::kPolicy, "policy", kWritable);
   file(ControlKind::kPolicyReplace, "policy_replace", kWritable);
+  file(ControlKind::kTrim, "trim_log", kWriteOnly);
   critical("critical_data", false);
   critical("critical_data_hash", true);
   file(ControlKind::kStatus, "status", kReadable);

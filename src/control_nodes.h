@@ -21,6 +21,7 @@ inline constexpr mode_t kDirectory = S_IFDIR | 0500;
 inline constexpr mode_t kWritableDirectory = S_IFDIR | 0700;
 inline constexpr mode_t kReadable = S_IFREG | 0400;
 inline constexpr mode_t kWritable = S_IFREG | 0600;
+inline constexpr mode_t kWriteOnly = S_IFREG | 0200;
 
 enum class ControlKind {
   kRoot,
@@ -29,6 +30,7 @@ enum class ControlKind {
   kViolations,
   kPolicy,
   kPolicyReplace,
+  kTrim,
   kStatus,
   kMetrics,
   kCriticalRoot,  // critical_data/ and critical_data_hash/

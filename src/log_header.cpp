@@ -6,8 +6,9 @@
 namespace imafs {
 namespace {
 
-std::optional<std::uint32_t> number(std::string_view text) {
-  std::uint32_t value = 0;
+template <class Number>
+std::optional<Number> number(std::string_view text) {
+  Number value = 0;
   const auto parsed = std::from_chars(text.data(), text.data() + text.size(), value);
   if (text.empty() || parsed.ec != std::errc() || parsed.ptr != text.data() + text.size()) return std::nullopt;
   return value;
@@ -23,9 +24,13 @@ bool take(LogHeader& header, std::string_view key, std::string_view value) {
   } else if (key == "boot") {
     header.boot_id = value;
   } else if (key == "reset" || key == "pcr") {
-    const auto parsed = number(value);
+    const auto parsed = number<std::uint32_t>(value);
     if (!parsed) return false;
     (key == "pcr" ? header.pcr : header.reset_count) = *parsed;
+  } else if (key == "trimmed") {
+    const auto parsed = number<std::uint64_t>(value);
+    if (!parsed) return false;
+    header.trimmed = *parsed;
   } else if (key == "digest") {
     const auto algorithm = hash_algorithm_named(value);
     if (!algorithm) return false;
@@ -43,6 +48,7 @@ bool take(LogHeader& header, std::string_view key, std::string_view value) {
 std::string to_text(const LogHeader& header) {
   std::string text = "tpm=" + header.tpm + "\nboot=" + header.boot_id + "\nreset=" + std::to_string(header.reset_count) +
                      "\npcr=" + std::to_string(header.pcr) + "\n";
+  if (header.trimmed > 0) text += "trimmed=" + std::to_string(header.trimmed) + "\n";
   for (const HashAlgorithm algorithm : header.digests) text += "digest=" + std::string(name_of(algorithm)) + "\n";
   for (const auto& [bank, pcrs] : header.base) {
     for (const auto& [pcr, value] : pcrs) text += "base=" + pcr_line(bank, pcr, value);

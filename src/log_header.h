@@ -17,6 +17,7 @@ struct LogHeader {
   std::uint32_t pcr = 10;
   std::vector<HashAlgorithm> digests;  // the template digests kept with each entry
   ExpectedPcrs base;                   // PCR values at the beginning that were no reset values
+  std::uint64_t trimmed = 0;           // entries that came before and are in archives
   bool operator==(const LogHeader&) const = default;
 };
 

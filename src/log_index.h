@@ -57,6 +57,8 @@ class LogIndex {
   void remember(const Key& key) { seen_.insert(key); }
   bool has(const Key& key) const { return seen_.contains(key); }
 
+  void take_seen_of(LogIndex& other) { seen_.merge(other.seen_); }
+
   std::uint64_t size() const { return places_.size(); }
   const Place& operator[](std::uint64_t i) const { return places_[i]; }
 

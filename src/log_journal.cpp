@@ -75,26 +75,41 @@ std::optional<LogJournal::Frame> LogJournal::frame_at(ByteView bytes, std::uint6
 Result<std::unique_ptr<LogJournal>> LogJournal::open(const std::string& directory,
                                                      const std::function<Status(const Frame&)>& visit) {
   std::unique_ptr<LogJournal> journal(new LogJournal(directory));
-  std::size_t count = 0;
-  while (::access(segment_path(directory, count + 1).c_str(), F_OK) == 0) ++count;
-  std::uint64_t frames = 0;
-  for (std::size_t number = 1; number <= count; ++number) {
-    if (auto loaded = journal->load_segment(number, number == count, frames, visit); !loaded) return fail(loaded.error());
-  }
-  if (journal->segments_.empty()) return fail(ENOENT, "no journal in '" + directory + "'");
+  if (auto loaded = journal->load({}, visit); !loaded) return fail(loaded.error());
   return journal;
 }
 
-Status LogJournal::load_segment(std::size_t number, bool is_last, std::uint64_t& frames,
+Result<std::uint64_t> LogJournal::scan(const std::string& directory, std::uint64_t from,
+                                       const std::function<Status(const Frame&)>& visit) {
+  LogJournal journal(directory);
+  if (auto loaded = journal.load({false, from}, visit); !loaded) return fail(loaded.error());
+  return journal.end_;
+}
+
+Status LogJournal::load(Loading loading, const std::function<Status(const Frame&)>& visit) {
+  std::size_t count = 0;
+  while (::access(segment_path(directory_, count + 1).c_str(), F_OK) == 0) ++count;
+  for (std::size_t number = 1; number <= count; ++number) {
+    if (auto loaded = load_segment(number, number == count, loading, visit); !loaded) return loaded;
+  }
+  if (segments_.empty()) return fail(ENOENT, "no journal in '" + directory_ + "'");
+  return {};
+}
+
+Status LogJournal::load_segment(std::size_t number, bool is_last, Loading& loading,
                                 const std::function<Status(const Frame&)>& visit) {
   const std::string path = segment_path(directory_, number);
   Segment segment;
   segment.base = end_;
-  segment.fd.reset(::open(path.c_str(), O_RDWR | O_CLOEXEC));
+  segment.fd.reset(::open(path.c_str(), (loading.repair ? O_RDWR : O_RDONLY) | O_CLOEXEC));
   if (!segment.fd) return fail(errno_error("cannot open '" + path + "'"));
   std::uint64_t size = size_of(segment.fd.get());
   if (size < kSegmentHead && is_last) {
     // Torn while it was made: nothing can be in it.
+    if (!loading.repair) {
+      segments_.push_back(std::move(segment));
+      return {};
+    }
     if (::ftruncate(segment.fd.get(), 0) != 0) return fail(errno_error("cannot repair '" + path + "'"));
     if (auto written = pwrite_all(segment.fd.get(), as_bytes(kMagic), 0); !written) return written;
     size = kSegmentHead;
@@ -107,6 +122,11 @@ Status LogJournal::load_segment(std::size_t number, bool is_last, std::uint64_t&
     return fail(EBADMSG, "'" + path + "' is no journal of version 1");
   }
   std::uint64_t at = kSegmentHead;
+  if (loading.from > end_) {
+    const std::uint64_t skipped = std::min(loading.from - end_, bytes.size() - kSegmentHead);
+    at += skipped;
+    end_ += skipped;
+  }
   while (at < bytes.size()) {
     const ByteView rest = ByteView(bytes).subspan(at);
     const auto frame = frame_at(rest, end_);
@@ -116,15 +136,15 @@ Status LogJournal::load_segment(std::size_t number, bool is_last, std::uint64_t&
       // One write(2) makes a frame, so a torn one is the last thing in the journal.
       const bool torn = is_last && (!frame || at + frame->size == bytes.size());
       if (!torn) {
-        return fail(EBADMSG, "'" + path + "' is damaged at byte " + std::to_string(at) + " (frame " + std::to_string(frames) + ")");
+        return fail(EBADMSG, "'" + path + "' is damaged at byte " + std::to_string(at) + " (frame " + std::to_string(loading.frames) + ")");
       }
-      if (::ftruncate(segment.fd.get(), static_cast<off_t>(at)) != 0) return fail(errno_error("cannot repair '" + path + "'"));
+      if (loading.repair && ::ftruncate(segment.fd.get(), static_cast<off_t>(at)) != 0) return fail(errno_error("cannot repair '" + path + "'"));
       break;
     }
     if (auto seen = visit(*frame); !seen) return seen;
     at += frame->size;
     end_ += frame->size;
-    ++frames;
+    ++loading.frames;
   }
   segments_.push_back(std::move(segment));
   return {};

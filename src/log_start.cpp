@@ -27,6 +27,7 @@ Status Log::begin() {
     if (!lock) return fail(lock.error());
     tpm_lock_ = std::move(*lock);
   }
+  if (auto finished = finish_trim(); !finished) return finished;
   if (!LogJournal::exists(journal_directory())) return create_new();
 
   // Only a log that is still that of this boot is worth reading.
@@ -46,7 +47,7 @@ Status Log::begin() {
   }
   if (!loaded) return loaded;
   start_.entries = count_;
-  start_.needs_boot_aggregate = count_ == 0;
+  start_.needs_boot_aggregate = count_ == 0 && header_.trimmed == 0;
   if (start_.kind == LogStart::Kind::kNew) start_.kind = LogStart::Kind::kContinued;
   start_.message = "the log goes on after " + std::to_string(count_) + " entries" +
                    (start_.kind == LogStart::Kind::kFinishedPending ? "; the last one was extended now" : "");
@@ -226,23 +227,32 @@ Status Log::fit_to_tpm() {
   return {};
 }
 
-// Moves the journal aside, with the PCR values it ends in.
-Status Log::archive(const std::string& why) {
+// The directory for the next archive, which does not exist yet.
+Result<std::string> Log::next_archive() const {
   const std::string parent = options_.state_directory + "/archive";
-  if (auto made = make_directories(parent, 0700); !made) return made;
-  std::string target;
+  if (auto made = make_directories(parent, 0700); !made) return fail(made.error());
   for (unsigned number = 1;; ++number) {
-    target = parent + "/" + std::to_string(number);
-    if (::access(target.c_str(), F_OK) != 0) break;
+    std::string path = parent + "/" + std::to_string(number);
+    if (::access(path.c_str(), F_OK) != 0) return path;
   }
+}
+
+Status Log::write_end_pcrs(const std::string& directory, const std::string& why, const PcrMap& values) const {
   std::string text = "# " + why + "\n";
-  for (const auto& [pcr, values] : pcrs_) {
+  for (const auto& [pcr, of_pcr] : values) {
     for (std::size_t i = 0; i < banks_.size(); ++i) {
-      text += name_of(banks_[i]) + ":" + std::to_string(pcr) + ": " + to_hex(values[i]) + "\n";
+      text += name_of(banks_[i]) + ":" + std::to_string(pcr) + ": " + to_hex(of_pcr[i]) + "\n";
     }
   }
-  if (auto written = write_file_atomically(journal_directory() + "/end-pcrs", text); !written) return written;
-  if (::rename(journal_directory().c_str(), target.c_str()) != 0) return fail(errno_error("cannot archive the log in '" + target + "'"));
+  return write_file_atomically(directory + "/end-pcrs", text);
+}
+
+// Moves the journal aside, with the PCR values it ends in.
+Status Log::archive(const std::string& why) {
+  const auto target = next_archive();
+  if (!target) return fail(target.error());
+  if (auto written = write_end_pcrs(journal_directory(), why, pcrs_); !written) return written;
+  if (::rename(journal_directory().c_str(), target->c_str()) != 0) return fail(errno_error("cannot archive the log in '" + *target + "'"));
   const std::unique_lock lock(index_mutex_);
   journal_.reset();
   return {};

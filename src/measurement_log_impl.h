@@ -45,7 +45,11 @@ class Log final : public MeasurementLog {
     const std::shared_lock lock(index_mutex_);
     return pcrs_;
   }
-  std::string base() const override { return base_lines(header_); }
+  std::string base() const override {
+    const std::shared_lock lock(index_mutex_);
+    return base_lines(header_);
+  }
+  Result<std::string> trim(std::uint64_t entries) override;
   Status check_tpm() override {
     const std::lock_guard order(order_);
     return compare_with_tpm();
@@ -71,6 +75,9 @@ class Log final : public MeasurementLog {
   Status fit_to_tpm();
   Status create_new();
   Status archive(const std::string& why);
+  Result<std::string> next_archive() const;
+  Status write_end_pcrs(const std::string& directory, const std::string& why, const PcrMap& values) const;
+  Status finish_trim() const;
   bool began_before_reset(std::string& why) const;
 
   // An entry and what is made of it before it is its turn.
@@ -92,6 +99,7 @@ class Log final : public MeasurementLog {
   Result<Appended> fail_append(Error error);
   void publish(std::uint64_t frame, const LogEntry& entry);
   Status compare_with_tpm();
+  Result<LogHeader> write_halves(std::uint64_t entries) const;
   BankValues folded(std::uint32_t pcr, const BankValues& extended) const;
   BankValues first_value(std::uint32_t pcr) const;  // when the log began
   BankValues& pcr_slot(std::uint32_t pcr);
@@ -109,7 +117,7 @@ class Log final : public MeasurementLog {
 
   LogLock tpm_lock_;
   LogStart start_;
-  LogHeader header_;
+  LogHeader header_;  // replaced under order_ and index_mutex_
 
   // The ORDER lock: list, journal and PCR see entries in one order. Held across the TPM command.
   std::mutex order_;

@@ -31,7 +31,10 @@ OpenFiles::OpenFiles(Options options, Kernel kernel, BackingTree& tree, InodeTab
   if (options_.leases) leases_ = LeaseKeeper::start([this](int fd) { on_break(fd); }, [this] { on_tick(); });
 }
 
-OpenFiles::~OpenFiles() { leases_.reset(); }
+OpenFiles::~OpenFiles() {
+  pool_.finish();  // it may be asking for leases
+  leases_.reset();
+}
 
 // ---- handles ----
 

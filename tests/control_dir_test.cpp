@@ -29,6 +29,7 @@ TEST_CASE("the directory lists the kernel's names, a pair for each bank, and its
                      {"violations", S_IFREG | 0400},
                      {"policy", S_IFREG | 0600},
                      {"policy_replace", S_IFREG | 0600},
+                     {"trim_log", S_IFREG | 0200},
                      {"critical_data", S_IFDIR | 0700},
                      {"critical_data_hash", S_IFDIR | 0700},
                      {"status", S_IFREG | 0400},

@@ -43,6 +43,11 @@ class FakeLog final : public MeasurementLog {
   Status check_tpm() override { return {}; }
   void begin_new_logs_with(Opening) override {}
   std::uint32_t generation() const override { return 0; }
+  Result<std::string> trim(std::uint64_t count) override {
+    if (count > entries.size()) return fail(EINVAL, "there are not as many");
+    entries.erase(entries.begin(), entries.begin() + static_cast<std::ptrdiff_t>(count));
+    return std::string("archive/1");
+  }
   void on_growth(std::function<void()> callback) override {
     callbacks.push_back(std::move(callback));
   }

@@ -1,6 +1,7 @@
 #include "imafs/measurement_log.h"
 
 #include <catch2/catch_test_macros.hpp>
+#include <catch2/generators/catch_generators.hpp>
 #include <csignal>
 #include <cstdlib>
 #include <filesystem>
@@ -10,6 +11,7 @@
 #include <unistd.h>
 
 #include "faulty_pcr_extender.h"
+#include "imafs/journal_reader.h"
 #include "imafs/log_codec.h"
 #include "imafs/log_journal.h"
 #include "imafs/posix_file.h"
@@ -94,7 +96,9 @@ struct World {
     }
     const auto records = decode_log(as_bytes(view(LogView::Form::kBinary, 0)), 20);
     REQUIRE(records);
-    return verify_log(*records, 20, tpm->banks, pcrs).verdict == Verdict::kVerified;
+    const auto base = parse_pcr_values(log->base(), "base");
+    REQUIRE(base);
+    return verify_log(*records, 20, tpm->banks, pcrs, *base).verdict == Verdict::kVerified;
   }
   std::string journal() const { return state.path() + "/journal/journal.000001"; }
 };
@@ -284,6 +288,61 @@ TEST_CASE("a TPM that is reset under a mount: the log is archived, a new one beg
   REQUIRE(world.start());
   CHECK(world.log->start().kind == LogStart::Kind::kContinued);
   CHECK(world.names() == std::vector<std::string>{"boot_aggregate", "b", "a"});
+}
+
+TEST_CASE("a trimmed log goes on from where its archive ends") {
+  World world;
+  REQUIRE(world.start());
+  for (const char* name : {"boot_aggregate", "a", "b", "c"}) REQUIRE(world.append(name));
+  CHECK(world.log->trim(0).error().code == EINVAL);
+  CHECK(world.log->trim(5).error().code == EINVAL);
+  const auto archive = world.log->trim(2);
+  REQUIRE(archive);
+  CHECK(world.names() == std::vector<std::string>{"b", "c"});
+  CHECK(world.log->count() == 2);
+  CHECK(world.replays());
+  CHECK(world.append("a") == Appended::kDuplicate);
+  CHECK(world.append("d") == Appended::kLogged);
+  CHECK(world.replays());
+
+  const auto trimmed = read_journal(*archive);
+  REQUIRE(trimmed);
+  CHECK(trimmed->entries.size() == 2);
+  const auto rest = read_journal(world.state.path() + "/journal");
+  REQUIRE(rest);
+  CHECK(rest->base == *parse_pcr_values(*read_file(*archive + "/end-pcrs", 1 << 20), "end-pcrs"));
+
+  REQUIRE(world.log->trim(3));  // all there is
+  CHECK(world.names().empty());
+  REQUIRE(world.start());
+  CHECK_FALSE(world.log->start().needs_boot_aggregate);
+  CHECK(world.append("e") == Appended::kLogged);
+  CHECK(world.replays());
+}
+
+TEST_CASE("a crash while the log is trimmed leaves it whole or trimmed") {
+  namespace fs = std::filesystem;
+  World world;
+  REQUIRE(world.start());
+  for (const char* name : {"boot_aggregate", "a", "b"}) REQUIRE(world.append(name));
+  const std::string state = world.state.path(), journal = state + "/journal", archive = state + "/archive/1";
+  fs::copy(journal, journal + ".saved");
+  REQUIRE(world.log->trim(2));
+  world.log.reset();
+  // What the renames leave when they end early, by how many were done.
+  const auto back_to = [&](int renames) {
+    fs::rename(journal, journal + ".rest");
+    fs::rename(archive, journal + ".head");
+    fs::rename(journal + ".saved", journal + (renames == 0 ? "" : ".whole"));
+    if (renames == 2) fs::rename(journal + ".rest", journal);
+  };
+  const int renames = GENERATE(0, 1, 2);
+  back_to(renames);
+  REQUIRE(world.start());
+  CHECK(world.names() == (renames == 2 ? std::vector<std::string>{"b"} : std::vector<std::string>{"boot_aggregate", "a", "b"}));
+  CHECK(fs::exists(archive) == (renames == 2));
+  CHECK(world.replays());
+  for (const char* leftover : {".head", ".rest", ".whole"}) CHECK_FALSE(fs::exists(journal + leftover));
 }
 
 TEST_CASE("a PCR that was not zero is the base of the log") {

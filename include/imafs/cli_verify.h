@@ -9,8 +9,10 @@ namespace imafs {
 
 struct VerifyOptions {
   std::string target;      // a mount point, a binary log, or a kexec blob
+  std::string state;       // or a state directory: the archives with what they end in, and the live log
   std::string pcr_values;  // a file to compare with instead of the mount's TPM
   bool json = false;
+  bool quiet = false;      // nothing on stdout
 };
 
 // kOk verified, kMismatch not, kUsage could not check.

@@ -48,6 +48,9 @@ std::unique_ptr<ControlFile> open_text(std::function<std::string()> make);
 // A text as it stood at the open.
 std::unique_ptr<ControlFile> open_snapshot(std::string text);
 
+// Takes one decimal number, and trims that many entries before the write returns.
+std::unique_ptr<ControlFile> open_trim(MeasurementLog& log);
+
 struct CriticalData {
   std::string label;
   std::string name;

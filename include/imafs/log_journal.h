@@ -36,6 +36,9 @@ class LogJournal {
   // damaged frame with others after it is EBADMSG; the sentence has its number and offset.
   static Result<std::unique_ptr<LogJournal>> open(const std::string& directory,
                                                   const std::function<Status(const Frame&)>& visit);
+  // The same for reading only, from an offset: nothing is changed, a torn tail is left where it is. Returns where it ended.
+  static Result<std::uint64_t> scan(const std::string& directory, std::uint64_t from,
+                                    const std::function<Status(const Frame&)>& visit);
   static bool exists(const std::string& directory);
 
   // The offset of the new frame. With an error the journal is as before: ENOSPC, EIO, EFBIG ...
@@ -57,8 +60,14 @@ class LogJournal {
 
   explicit LogJournal(std::string directory) : directory_(std::move(directory)) {}
   Status add_segment();
-  Status load_segment(std::size_t number, bool is_last, std::uint64_t& frames,
-                      const std::function<Status(const Frame&)>& visit);
+  // From the frame at `from` on; 0: all.
+  struct Loading {
+    bool repair = true;
+    std::uint64_t from = 0;
+    std::uint64_t frames = 0;  // seen
+  };
+  Status load(Loading loading, const std::function<Status(const Frame&)>& visit);
+  Status load_segment(std::size_t number, bool is_last, Loading& loading, const std::function<Status(const Frame&)>& visit);
 
   const std::string directory_;
   mutable std::mutex segments_mutex_;  // only for the vector; descriptors live as long as the journal

@@ -111,6 +111,11 @@ class MeasurementLog {
   // Compares replayed() with the TPM now, under the ORDER lock; notes a foreign extend.
   virtual Status check_tpm() = 0;
 
+  // Moves the first `entries` to an archive that ends in the PCR values they lead to; the log goes on from those.
+  // Views shrink by them, offsets begin anew; what was measured stays measured. Returns the archive's directory.
+  // EINVAL: there are not as many. ENOTSUP: no TPM. EBADMSG: the log does not replay to the PCR.
+  virtual Result<std::string> trim(std::uint64_t entries) = 0;
+
   // Calls back, on an internal thread or the appending one, after entries became visible.
   virtual void on_growth(std::function<void()> callback) = 0;
 };

@@ -16,14 +16,16 @@ class WorkerPool {
   explicit WorkerPool(unsigned threads) {
     for (unsigned i = 0; i < threads; ++i) threads_.emplace_back([this] { run(); });
   }
-  // Runs what is queued to its end first.
-  ~WorkerPool() {
+  ~WorkerPool() { finish(); }
+  // Runs what is queued to its end, and ends the threads: nothing may be posted any more.
+  void finish() {
     {
       const std::lock_guard lock(mutex_);
       stopping_ = true;
     }
     wake_.notify_all();
     for (std::thread& thread : threads_) thread.join();
+    threads_.clear();
   }
   WorkerPool(const WorkerPool&) = delete;
   WorkerPool& operator=(const WorkerPool&) = delete;

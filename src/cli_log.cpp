@@ -1,0 +1,252 @@
+#include "imafs/cli_log.h"
+
+#include <fcntl.h>
+#include <poll.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <array>
+#include <cstdio>
+#include <ctime>
+#include <functional>
+#include <nlohmann/json.hpp>
+
+#include "imafs/cli_verify.h"
+#include "imafs/entry_view.h"
+#include "imafs/journal_reader.h"
+#include "imafs/mount_info.h"
+#include "imafs/policy_matcher.h"
+#include "imafs/posix_file.h"
+#include "imafs/unique_fd.h"
+
+namespace imafs {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+constexpr std::size_t kMaxLog = std::size_t{4} << 30;
+
+ExitCode complain(const Error& error) {
+  std::fprintf(stderr, "imafs: %s\n", error.what.c_str());
+  return error.code == EBADMSG ? ExitCode::kMismatch : ExitCode::kUsage;
+}
+
+// UTC, to the nanosecond; RFC 3339.
+std::string time_text(std::int64_t time_ns) {
+  const std::time_t seconds = time_ns / 1'000'000'000;
+  struct tm parts {};
+  ::gmtime_r(&seconds, &parts);
+  std::array<char, 40> text{};
+  const std::size_t size = std::strftime(text.data(), text.size(), "%Y-%m-%dT%H:%M:%S", &parts);
+  std::snprintf(text.data() + size, text.size() - size, ".%09dZ", static_cast<int>(time_ns % 1'000'000'000));
+  return text.data();
+}
+
+std::string digest_text(const EntryView& view) {
+  return view.digest.empty() ? "" : view.algorithm + ":" + to_hex(view.digest);
+}
+
+Json to_json(const JournalEntryRead& entry, std::uint64_t index) {
+  const EntryView view = view_of(entry.entry);
+  Json json{{"index", index}};
+  if (entry.origin.time_ns != 0) {
+    json["time"] = time_text(entry.origin.time_ns);
+    json["pid"] = entry.origin.pid;
+    json["uid"] = entry.origin.uid;
+    json["comm"] = entry.origin.comm;
+  }
+  json["pcr"] = entry.entry.pcr;
+  json["template"] = entry.entry.template_name;
+  json["violation"] = entry.entry.is_violation;
+  json["name"] = view.name;
+  json["digest"] = digest_text(view);
+  if (!view.signature.empty()) json["signature"] = to_hex(view.signature);
+  if (!view.data.empty()) json["data"] = to_hex(view.data);
+  Json digests = Json::object();
+  for (const auto& [algorithm, value] : entry.digests) digests[std::string(name_of(algorithm))] = to_hex(value);
+  json["template_digests"] = std::move(digests);
+  return json;
+}
+
+// A record of the TCG's Canonical Event Log (v1.0), JSON encoding, content type ima_template.
+Json to_cel(const JournalEntryRead& entry, std::uint64_t index) {
+  Json digests = Json::array();
+  for (const auto& [algorithm, value] : entry.digests) {
+    digests.push_back({{"hashAlg", name_of(algorithm)}, {"digest", to_hex(value)}});
+  }
+  return {{"recnum", index},
+          {"pcr", entry.entry.pcr},
+          {"digests", std::move(digests)},
+          {"content_type", "ima_template"},
+          {"content",
+           {{"template_name", entry.entry.template_name}, {"template_data", to_hex(template_data(entry.entry))}}}};
+}
+
+// RFC 4180.
+std::string csv_field(const std::string& text) {
+  if (text.find_first_of("\",\r\n") == std::string::npos) return text;
+  std::string quoted = "\"";
+  for (const char c : text) quoted += c == '"' ? std::string("\"\"") : std::string(1, c);
+  return quoted + '"';
+}
+
+std::string to_csv(const JournalEntryRead& entry, std::uint64_t index) {
+  const EntryView view = view_of(entry.entry);
+  return std::to_string(index) + ',' + time_text(entry.origin.time_ns) + ',' + std::to_string(entry.origin.pid) + ',' +
+         std::to_string(entry.origin.uid) + ',' + csv_field(entry.origin.comm) + ',' + std::to_string(entry.entry.pcr) + ',' +
+         csv_field(entry.entry.template_name) + ',' + (entry.entry.is_violation ? "1" : "0") + ',' + digest_text(view) + ',' +
+         csv_field(view.name) + '\n';
+}
+
+std::string to_line(const JournalEntryRead& entry, std::uint64_t index) {
+  const EntryView view = view_of(entry.entry);
+  std::array<char, 160> head{};
+  std::snprintf(head.data(), head.size(), "%6llu %s %7u %5u %-15s ", static_cast<unsigned long long>(index),
+                time_text(entry.origin.time_ns).c_str(), entry.origin.pid, entry.origin.uid, entry.origin.comm.c_str());
+  return head.data() + (entry.entry.is_violation ? std::string("VIOLATION") : digest_text(view)) + ' ' + view.name + '\n';
+}
+
+// One format: what comes before the first entry, each entry, what comes between two, and after the last.
+class Writer {
+ public:
+  static std::optional<Writer> of(const std::string& format) {
+    const auto json = [](Json (*make)(const JournalEntryRead&, std::uint64_t), const char* end) {
+      return [make, end](const JournalEntryRead& entry, std::uint64_t index) {
+        return make(entry, index).dump(-1, ' ', false, Json::error_handler_t::replace) + end;
+      };
+    };
+    if (format == "text") return Writer{"", to_line, "", ""};
+    if (format == "csv") return Writer{"index,time,pid,uid,comm,pcr,template,violation,digest,name\n", to_csv, "", ""};
+    if (format == "ndjson") return Writer{"", json(to_json, "\n"), "", ""};
+    if (format == "json") return Writer{"[\n", json(to_json, ""), ",\n", "\n]\n"};
+    if (format == "cel-json") return Writer{"[\n", json(to_cel, ""), ",\n", "\n]\n"};
+    return std::nullopt;
+  }
+  bool has_end() const { return !end_.empty(); }
+
+  void put(const JournalEntryRead& entry, std::uint64_t index) {
+    const std::string text = (written_++ == 0 ? begin_ : between_) + make_(entry, index);
+    std::fwrite(text.data(), 1, text.size(), stdout);
+  }
+  void finish() const { std::fputs(((written_ == 0 ? begin_ : "") + end_).c_str(), stdout); }
+
+ private:
+  using Make = std::function<std::string(const JournalEntryRead&, std::uint64_t)>;
+  Writer(std::string begin, Make make, std::string between, std::string end)
+      : begin_(std::move(begin)), make_(std::move(make)), between_(std::move(between)), end_(std::move(end)) {}
+  std::string begin_;
+  Make make_;
+  std::string between_, end_;
+  std::uint64_t written_ = 0;
+};
+
+bool is_wanted(const JournalEntryRead& entry, const LogExportOptions& options) {
+  if (options.violations && !entry.entry.is_violation) return false;
+  if (options.uid && entry.origin.uid != *options.uid) return false;
+  if (!options.comm.empty() && entry.origin.comm != options.comm) return false;
+  return options.path.empty() || glob_matches(options.path, view_of(entry.entry).name);
+}
+
+Result<JournalRead> read_binary_log(const std::string& path) {
+  const auto bytes = read_file(path, kMaxLog);
+  if (!bytes) return fail(bytes.error());
+  const auto size = guess_digest_size(as_bytes(*bytes));
+  if (!size) return fail(EBADMSG, "'" + path + "': " + size.error().what);
+  auto records = decode_log(as_bytes(*bytes), *size);
+  if (!records) return fail(EBADMSG, "'" + path + "': " + records.error().what);
+  JournalRead log;
+  for (DecodedRecord& record : *records) {
+    JournalEntryRead entry;
+    entry.entry = std::move(record.entry);
+    for (const HashAlgorithm algorithm : {HashAlgorithm::kSha1, HashAlgorithm::kSha256, HashAlgorithm::kSha384, HashAlgorithm::kSha512}) {
+      if (digest_size(algorithm) == *size) entry.digests.emplace_back(algorithm, std::move(record.template_digest));
+    }
+    log.entries.push_back(std::move(entry));
+  }
+  return log;
+}
+
+// Where the journal of `target` is. Of a mount's, entries from `limit` on are not extended yet.
+struct Place {
+  std::string directory;
+  std::uint64_t limit = ~std::uint64_t{0};
+  bool is_mount = false;
+};
+
+Result<Place> place_of(const std::string& target) {
+  if (const auto info = read_mount_info(target)) return Place{info->state + "/journal", info->entries, true};
+  for (const char* below : {"", "/journal"}) {
+    if (::access((target + below + "/journal.000001").c_str(), F_OK) == 0) return Place{target + below};
+  }
+  return fail(ENOENT, "'" + target + "' is no imafs mount, no state or archive directory, and no log");
+}
+
+// Returns when the log of the mount has grown, or after a second.
+void wait_for_growth(const std::string& mountpoint) {
+  static UniqueFd log;
+  if (!log) log.reset(::open((mountpoint + "/.ima/measurements").c_str(), O_RDONLY | O_CLOEXEC));
+  struct pollfd wait {log.get(), POLLIN, 0};
+  if (::lseek(log.get(), 0, SEEK_END) < 0 || ::poll(&wait, 1, 1000) < 0) ::sleep(1);
+}
+
+}  // namespace
+
+ExitCode run_log_export(const LogExportOptions& options) {
+  auto writer = Writer::of(options.format);
+  if (!writer) return complain({EINVAL, "unknown format '" + options.format + "': text, json, ndjson, csv or cel-json"});
+  if (options.follow && writer->has_end()) return complain({EINVAL, "a log that is followed has no end: use ndjson, csv or text"});
+  struct stat attr {};
+  if (::stat(options.target.c_str(), &attr) != 0) return complain(errno_error("'" + options.target + "'"));
+  JournalRead log;
+  std::uint64_t next = 0;
+  const auto put = [&](std::uint64_t limit) {
+    for (; next < limit && next < log.entries.size(); ++next) {
+      const std::uint64_t index = log.trimmed + next;
+      if (index >= options.from && is_wanted(log.entries[next], options)) writer->put(log.entries[next], index);
+    }
+  };
+  if (!S_ISDIR(attr.st_mode)) {
+    if (options.follow) return complain({EINVAL, "only the log of a mount can be followed"});
+    auto read = read_binary_log(options.target);
+    if (!read) return complain(read.error());
+    log = std::move(*read);
+    put(log.entries.size());
+  } else {
+    for (;;) {
+      const auto place = place_of(options.target);
+      if (!place) return complain(place.error());
+      if (options.follow && !place->is_mount) return complain({EINVAL, "only the log of a mount can be followed"});
+      if (auto read = read_on(place->directory, log); !read) return complain(read.error());
+      put(place->limit);
+      if (!options.follow) break;
+      if (std::fflush(stdout) != 0) return ExitCode::kOk;  // who read it has gone
+      wait_for_growth(options.target);
+    }
+  }
+  writer->finish();
+  return std::fflush(stdout) == 0 ? ExitCode::kOk : complain(errno_error("cannot write"));
+}
+
+ExitCode run_log_trim(const LogTrimOptions& options) {
+  const auto info = read_mount_info(options.mountpoint);
+  if (!info) return complain(info.error());
+  if (info->entries <= options.keep) {
+    std::printf("nothing to trim: the log has %llu entries\n", static_cast<unsigned long long>(info->entries));
+    return ExitCode::kOk;
+  }
+  VerifyOptions verify;
+  verify.target = options.mountpoint;
+  verify.quiet = true;
+  if (const ExitCode verdict = run_verify(verify); verdict != ExitCode::kOk) return verdict;
+  const std::string path = options.mountpoint + "/.ima/trim_log";
+  const UniqueFd control(::open(path.c_str(), O_WRONLY | O_CLOEXEC));
+  if (!control) return complain(errno_error("cannot open '" + path + "'"));
+  const std::string count = std::to_string(info->entries - options.keep);
+  if (auto written = write_all(control.get(), as_bytes(count + "\n")); !written) {
+    return complain({written.error().code, "cannot trim: " + written.error().what});
+  }
+  std::printf("%s entries moved to the archive in '%s'\n", count.c_str(), info->state.c_str());
+  return ExitCode::kOk;
+}
+
+}  // namespace imafs

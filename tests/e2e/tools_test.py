@@ -1,0 +1,127 @@
+#!/usr/bin/env python3
+"""The tools beside the mount: exports of the log, trimming, archives."""
+import csv
+import glob
+import io
+import json
+import os
+import subprocess
+import sys
+import time
+import unittest
+
+from mounting import IMAFS, Mount
+
+
+def tool(*words, check=0):
+    done = subprocess.run([IMAFS, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, timeout=60)
+    if done.returncode != check:
+        raise AssertionError(f'{words} ended with {done.returncode}: {done.stdout}{done.stderr}')
+    return done.stdout + done.stderr
+
+
+def fill(mount, count, first=0):
+    for i in range(first, first + count):
+        with open(f'{mount.backing}/f{i}', 'w') as file:
+            file.write(f'file {i}')
+        with open(f'{mount.path}/f{i}') as file:
+            file.read()
+
+
+class Exports(unittest.TestCase):
+    def test_every_format_tells_the_same(self):
+        with Mount() as mount:
+            with open(mount.backing + '/a "quoted", name', 'w') as file:
+                file.write('x')
+            os.chmod(mount.work, 0o755)
+            subprocess.run(['setpriv', '--reuid', '1234', '--clear-groups', 'cat', mount.path + '/a "quoted", name'], check=True,
+                           stdout=subprocess.DEVNULL)
+            fill(mount, 3)
+            lines = mount.control('ascii_runtime_measurements_sha256').decode().splitlines()
+            objects = json.loads(tool('log', mount.path, '--format', 'json'))
+            self.assertEqual([line.split(' ')[1] for line in lines], [one['template_digests']['sha256'] for one in objects])
+            self.assertEqual(objects, [json.loads(line) for line in tool('log', mount.path, '--format', 'ndjson').splitlines()])
+            rows = list(csv.DictReader(io.StringIO(tool('log', mount.path, '--format', 'csv'))))
+            self.assertEqual([one['name'] for one in objects], [row['name'] for row in rows])
+            cel = json.loads(tool('log', mount.path, '--format', 'cel-json'))
+            for line, record in zip(lines, cel):
+                digests = {digest['hashAlg']: digest['digest'] for digest in record['digests']}
+                self.assertEqual(line.split(' ')[1], digests['sha256'])
+            data = bytes.fromhex(cel[-1]['content']['template_data'])
+            self.assertTrue(data.endswith(b'/f2\0'))
+            by_user = json.loads(tool('log', mount.path, '--format', 'json', '--uid', '1234'))
+            self.assertIn(('cat', '/a_"quoted",_name'), [(one['comm'], one['name']) for one in by_user])
+            self.assertEqual(3, len(tool('log', mount.path, '--path', '/f*').splitlines()))
+            self.assertEqual(1, len(tool('log', mount.path, '--from', str(len(lines) - 1)).splitlines()))
+            self.assertEqual('', tool('log', mount.path, '--violations'))
+            self.assertEqual([], json.loads(tool('log', mount.path, '--violations', '--format', 'json')))
+
+    def test_following_shows_entries_as_they_come(self):
+        with Mount() as mount:
+            follower = subprocess.Popen([IMAFS, 'log', mount.path, '--follow', '--format', 'ndjson', '--path', '/f*'],
+                                        stdout=subprocess.PIPE, text=True)
+            try:
+                for i in range(3):
+                    fill(mount, 1, first=i)
+                    self.assertEqual(f'/f{i}', json.loads(follower.stdout.readline())['name'])
+            finally:
+                follower.terminate()
+                follower.wait()
+                follower.stdout.close()
+
+
+class Archives(unittest.TestCase):
+    def test_a_trimmed_log_goes_on_and_every_part_verifies(self):
+        with Mount() as mount:
+            fill(mount, 20)
+            self.assertIn('18 entries moved', tool('log', 'trim', mount.path, '--keep', '5'))
+            self.assertEqual(['/f15', '/f16', '/f17', '/f18', '/f19'], mount.names())
+            self.assertEqual(0, mount.verify().returncode)
+            fill(mount, 3, first=20)
+            self.assertEqual(0, mount.verify().returncode)
+            self.assertIn('nothing to trim', tool('log', 'trim', mount.path, '--keep', '50'))
+            # A restart over the same TPM goes on from there.
+            os.kill(mount.daemon_pid(), 9)
+            mount.stop()
+            mount.start()
+            self.assertEqual(8, len(mount.names()))
+            self.assertEqual(0, mount.verify().returncode)
+            found = json.loads(tool('verify', '--state', mount.state, '--json'))
+            self.assertEqual([('archive/1', 'verified'), ('journal', 'not-compared')],
+                             [(one['log'], one['verdict']) for one in found])
+            self.assertEqual(18, len(tool('log', mount.state + '/archive/1').splitlines()))
+
+    def test_each_mount_over_a_private_tpm_leaves_an_archive_that_verifies(self):
+        mount = Mount()
+        try:
+            for i in range(3):
+                mount.start()
+                fill(mount, 2, first=2 * i)
+                mount.stop()
+                time.sleep(0.1)
+            tool('verify', '--state', mount.state)
+            # A byte in an archive's values, then in its journal.
+            end = mount.state + '/archive/1/end-pcrs'
+            with open(end) as file:
+                good = file.read()
+            with open(end, 'w') as file:
+                file.write(good[:-2] + ('0' if good[-2] != '0' else '1') + '\n')
+            self.assertIn('MISMATCH', tool('verify', '--state', mount.state, check=1))
+            with open(end, 'w') as file:
+                file.write(good)
+            tool('verify', '--state', mount.state)
+            segment, = glob.glob(mount.state + '/archive/2/journal.*')
+            with open(segment, 'r+b') as file:
+                file.seek(400)
+                byte = file.read(1)
+                file.seek(400)
+                file.write(bytes([byte[0] ^ 1]))
+            self.assertIn('archive/2', tool('verify', '--state', mount.state, check=1))
+        finally:
+            mount.__exit__()
+
+
+if __name__ == '__main__':
+    if os.geteuid() != 0:
+        sys.exit(77)
+    unittest.main(verbosity=2)
