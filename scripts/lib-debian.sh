@@ -83,3 +83,20 @@ fetch_catch2() (
   mkdir -p "$(dirname "$2")"
   mv out/usr "$2"
 )
+
+# build_peers SCRATCH TARGET VERSION: passthrough_hp of libfuse's examples, for scripts/bench.
+build_peers() {
+  for suite in forky sid; do
+    tree=$1/$suite
+    mkdir -p "$tree"
+    private_apt "$tree" deb-src "$suite" || continue
+    (
+      cd "$tree"
+      apt_in "$tree" -q source --download-only fuse3 && dpkg-source --no-check --extract fuse3_*.dsc src &&
+        meson setup build src --buildtype=release -Ddefault_library=static -Dexamples=true -Dtests=false -Dutils=false &&
+        ninja -C build example/passthrough_hp
+    ) >"$tree/build.log" 2>&1 && mkdir -p "$2" && cp "$tree/build/example/passthrough_hp" "$2/" && return 0
+    tail -n 30 "$tree/build.log" >&2
+  done
+  return 1
+}

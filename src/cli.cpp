@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "imafs/cli_attest.h"
 #include "imafs/cli_log.h"
 #include "imafs/cli_policy.h"
 #include "imafs/cli_verify.h"
@@ -101,8 +102,31 @@ ExitCode run_command_line(int argc, char** argv) {
   auto* const verify_command = app.add_subcommand("verify", "replay a log and compare it with the PCRs");
   auto* const verify_target = verify_command->add_option("TARGET", verify.target, "a mount point, a binary log, or a kexec blob");
   verify_command->add_option("--state", verify.state, "or a state directory: all its archives, and the live log")->excludes(verify_target);
+  VerifyQuoteOptions verify_quote;
+  auto* const quoted = verify_command->add_option("--quote", verify_quote.directory, "or a directory that 'imafs quote' made; needs no TPM");
+  quoted->excludes(verify_target);
+  verify_command->add_option("--nonce", verify_quote.nonce, "the nonce that the quote must have")->needs(quoted);
+  verify_command->add_option("--ak", verify_quote.ak, "the key (PEM) that the quote must be signed by")->needs(quoted);
+  verify_command->add_option("--allow", verify_quote.manifest, "the files that may be in the log: sha256sum lines, or a Keylime runtime policy")->needs(quoted);
   verify_command->add_option("--pcr-values", verify.pcr_values, "a file of PCR values to compare with");
   verify_command->add_flag("--json", verify.json, "the result as JSON");
+
+  QuoteOptions quote;
+  auto* const quote_command = app.add_subcommand("quote", "the TPM's signature over the PCRs, with the log, for a verifier elsewhere");
+  quote_command->add_option("MOUNTPOINT", quote.mountpoint, "the mount")->required();
+  quote_command->add_option("--nonce", quote.nonce, "the verifier's, hexadecimal")->required();
+  quote_command->add_option("-o,--output", quote.directory, "a directory for the files")->required();
+  quote_command->add_option("--ak", quote.ak_handle, "a persistent key's handle, instead of imafs's own key");
+  quote_command->add_option("--bank", quote.bank, "the bank to quote")->capture_default_str();
+  ManifestOptions manifest;
+  auto* const manifest_command = app.add_subcommand("manifest", "reference digests of the files below a directory");
+  manifest_command->add_option("DIR", manifest.directory, "the directory, or a mount")->required();
+  manifest_command->add_option("-o,--output", manifest.output, "a file; one that was interrupted goes on");
+  manifest_command->add_option("--format", manifest.format, "sha256sum or keylime")->capture_default_str();
+  manifest_command->add_option("--hash", manifest.hash, "the digest")->capture_default_str();
+  manifest_command->add_option("--exclude", manifest.excludes, "leave out names that begin with a match of this regular expression")->take_all();
+  manifest_command->add_option("--path-prefix", manifest.path_prefix, "put before paths, as the mount does");
+  manifest_command->add_flag("--one-file-system", manifest.one_file_system, "do not cross mounts");
 
   auto* const log = app.add_subcommand("log", "show the log with who opened what and when; trim it");
   LogExportOptions log_export;
@@ -150,8 +174,12 @@ ExitCode run_command_line(int argc, char** argv) {
     return complain(error.what());
   }
   if (verify_command->parsed()) {
-    return verify.target.empty() && verify.state.empty() ? complain("verify what? A TARGET, or --state DIR") : run_verify(verify);
+    verify_quote.json = verify.json;
+    if (!verify_quote.directory.empty()) return run_verify_quote(verify_quote);
+    return verify.target.empty() && verify.state.empty() ? complain("verify what? A TARGET, --quote DIR, or --state DIR") : run_verify(verify);
   }
+  if (quote_command->parsed()) return run_quote(quote);
+  if (manifest_command->parsed()) return run_manifest(manifest);
   if (trim->parsed()) return run_log_trim(log_trim);
   if (log->parsed()) return log_export.target.empty() ? complain("the log of what? A TARGET is missing") : run_log_export(log_export);
   if (check->parsed()) return policy_check(files);

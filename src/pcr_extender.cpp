@@ -1,7 +1,3 @@
-#include <tss2/tss2_esys.h>
-#include <tss2/tss2_rc.h>
-#include <tss2/tss2_tctildr.h>
-
 #include <algorithm>
 #include <condition_variable>
 #include <cstdlib>
@@ -12,48 +8,13 @@
 #include <utility>
 
 #include "imafs/tpm_connection.h"
+#include "tpm_context.h"
 
 namespace imafs {
 namespace {
 
 constexpr std::uint32_t kPcrCount = 24;  // a PC client TPM's
 constexpr std::size_t kMaxReadValues = 8;  // digests in one answer: TPML_DIGEST
-
-struct EsysFree {
-  void operator()(void* memory) const { ::Esys_Free(memory); }
-};
-template <class T>
-using EsysPtr = std::unique_ptr<T, EsysFree>;
-
-tl::unexpected<Error> tpm_error(TSS2_RC code, const std::string& doing) {
-  return fail(EIO, doing + ": " + ::Tss2_RC_Decode(code));
-}
-
-// One connection: a TCTI and the ESAPI context on it.
-class Connection {
- public:
-  static Result<std::unique_ptr<Connection>> open(const std::string& tcti) {
-    std::unique_ptr<Connection> connection(new Connection);
-    TSS2_RC code = ::Tss2_TctiLdr_Initialize(tcti.c_str(), &connection->tcti_);
-    if (code != TSS2_RC_SUCCESS) return tpm_error(code, "no TPM answers at '" + tcti + "'");
-    code = ::Esys_Initialize(&connection->esys_, connection->tcti_, nullptr);
-    if (code != TSS2_RC_SUCCESS) return tpm_error(code, "cannot speak to the TPM at '" + tcti + "'");
-    return connection;
-  }
-  ~Connection() {
-    if (esys_) ::Esys_Finalize(&esys_);
-    if (tcti_) ::Tss2_TctiLdr_Finalize(&tcti_);
-  }
-  Connection(const Connection&) = delete;
-  Connection& operator=(const Connection&) = delete;
-
-  ESYS_CONTEXT* esys() { return esys_; }
-
- private:
-  Connection() = default;
-  TSS2_TCTI_CONTEXT* tcti_ = nullptr;
-  ESYS_CONTEXT* esys_ = nullptr;
-};
 
 // Runs TPM commands in a thread of its own, so that the caller can stop waiting: not every TCTI keeps a time limit
 // (swtpm's waits for ever) or tells what to poll, and opening one can block too. One caller at a time.
@@ -198,25 +159,10 @@ class TpmExtender final : public PcrExtender {
   }
 
  private:
-  // A place for the pointer that an ESAPI call gives back.
-  template <class T>
-  class Out {
-   public:
-    explicit Out(EsysPtr<T>& owner) : owner_(owner) {}
-    ~Out() { owner_.reset(raw_); }
-    Out(const Out&) = delete;
-    Out& operator=(const Out&) = delete;
-    operator T**() { return &raw_; }
-
-   private:
-    EsysPtr<T>& owner_;
-    T* raw_ = nullptr;
-  };
-
   // What a command needs and makes; it can outlive our wait.
   template <class Answer>
   struct Job {
-    std::shared_ptr<std::unique_ptr<Connection>> connection;
+    std::shared_ptr<std::unique_ptr<TpmContext>> connection;
     Answer answer{};
     Status status;
     bool lost = false;
@@ -236,15 +182,15 @@ class TpmExtender final : public PcrExtender {
     if (lost_) return fail(EIO, "the connection to the " + description() + " is lost");
     if (!thread_) {
       thread_ = std::make_unique<CommandThread>();
-      connection_ = std::make_shared<std::unique_ptr<Connection>>();
+      connection_ = std::make_shared<std::unique_ptr<TpmContext>>();
     }
     auto job = std::make_shared<Job<Answer>>();
     job->connection = connection_;
     const bool ended = thread_->run(
         [job, name, command = std::move(command), tcti = tcti_] {
-          std::unique_ptr<Connection>& connection = *job->connection;
+          std::unique_ptr<TpmContext>& connection = *job->connection;
           if (!connection) {
-            auto opened = Connection::open(tcti);
+            auto opened = TpmContext::open(tcti);
             if (!opened) {
               job->status = fail(opened.error());
               return;
@@ -331,7 +277,7 @@ class TpmExtender final : public PcrExtender {
   std::mutex mutex_;  // one command at a time; held across it
   // Guarded by mutex_. Both or none; the connection is made and used by the thread alone.
   std::unique_ptr<CommandThread> thread_;
-  std::shared_ptr<std::unique_ptr<Connection>> connection_;
+  std::shared_ptr<std::unique_ptr<TpmContext>> connection_;
   bool lost_ = false;  // guarded by mutex_. Until reconnect(): whether a command took effect is unknown
 };
 

@@ -18,8 +18,8 @@ HEADERS = {
 
 # Who may include a C library or one that is heavy to compile; nobody else does.
 FENCES = {
-    'openssl/': {'digest.cpp'},
-    'tss2/': {'pcr_extender.cpp'},
+    'openssl/': {'digest.cpp', 'tpm_key.cpp'},
+    'tss2/': {'tpm_context.h', 'tpm_key.h', 'tpm_key.cpp', 'quote.cpp'},
     'fuse': {'fuse_ops.h', 'fuse_session.cpp'},
     'spdlog/': {'diag.cpp'},
     'CLI/': {'cli.cpp'},

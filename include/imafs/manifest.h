@@ -1,0 +1,38 @@
+// Reference digests: what files a verifier accepts. Text as sha256sum(1) writes it, or Keylime's runtime policy, v1.
+#pragma once
+
+#include <map>
+#include <regex>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "imafs/bytes.h"
+#include "imafs/result.h"
+
+namespace imafs {
+
+struct Manifest {
+  std::map<std::string, std::vector<Bytes>, std::less<>> digests;  // by name as logged: blanks are '_'
+  std::vector<std::regex> excludes;                                // matched at the beginning of the name, as Keylime does
+
+  enum class Answer { kAllowed, kExcluded, kUnknownFile, kOtherDigest };
+  Answer ask(const std::string& logged_name, const Bytes& digest) const;
+};
+
+// The name under which a file at `path` inside the mount is logged.
+std::string logged_name_of(std::string_view path);
+
+// EINVAL: the sentence begins with `origin`:line: where the format has lines.
+Result<Manifest> parse_manifest(std::string_view text, const std::string& origin);
+
+struct ManifestFile {
+  std::string path;  // inside the mount, absolute
+  std::string hex;
+};
+// A line of sha256sum(1), its escapes included.
+std::string sum_line(const ManifestFile& file);
+// {"meta": ..., "digests": {...}, "excludes": [...], "ima": {"log_hash_alg": ...}, ...}; `files` in the order of their paths.
+std::string keylime_policy(const std::vector<ManifestFile>& files, const std::vector<std::string>& excludes, const std::string& log_hash);
+
+}  // namespace imafs

@@ -1,0 +1,158 @@
+#include <fcntl.h>
+#include <fts.h>
+#include <sys/stat.h>
+#include <sys/vfs.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <cstdio>
+#include <mutex>
+
+#include "imafs/cli_attest.h"
+#include "imafs/file_hasher.h"
+#include "imafs/manifest.h"
+#include "imafs/posix_file.h"
+#include "imafs/progress.h"
+#include "imafs/unique_fd.h"
+#include "imafs/worker_pool.h"
+
+namespace imafs {
+namespace {
+
+constexpr std::size_t kMaxManifest = std::size_t{4} << 30;
+
+ExitCode complain(const Error& error) {
+  std::fprintf(stderr, "imafs: %s\n", error.what.c_str());
+  return ExitCode::kUsage;
+}
+
+// proc, sysfs and the like: nothing in them is a file to measure, and a mount does not show them.
+bool is_pseudo(const char* path) {
+  struct statfs fs {};
+  if (::statfs(path, &fs) != 0) return true;
+  constexpr std::array<long, 9> kinds{0x9fa0, 0x62656572, 0x1cd1, 0x63677270, 0x27e0eb, 0x64626720, 0x74726163, 0x73636673, 0xcafe4a11};
+  return std::find(kinds.begin(), kinds.end(), static_cast<long>(fs.f_type)) != kinds.end();
+}
+
+// Regular files below `root`, as paths inside it, in order.
+Result<std::vector<std::string>> files_below(const std::string& root, bool one_file_system) {
+  std::string start = root;
+  while (start.size() > 1 && start.ends_with('/')) start.pop_back();
+  std::array<char*, 2> roots{start.data(), nullptr};
+  FTS* const walk = ::fts_open(roots.data(), FTS_PHYSICAL | FTS_NOCHDIR | (one_file_system ? FTS_XDEV : 0), nullptr);
+  if (!walk) return fail(errno_error("cannot walk '" + root + "'"));
+  std::vector<std::string> files;
+  Status status;
+  dev_t device = 0;
+  while (FTSENT* const entry = ::fts_read(walk)) {
+    if (entry->fts_info == FTS_DNR || entry->fts_info == FTS_ERR || entry->fts_info == FTS_NS) {
+      status = fail(error_of(entry->fts_errno, "'" + std::string(entry->fts_path) + "'"));
+      if (entry->fts_level == 0) break;
+      std::fprintf(stderr, "imafs: warning: %s\n", status.error().what.c_str());
+      status = {};
+      continue;
+    }
+    if (entry->fts_info == FTS_D) {
+      if (entry->fts_statp->st_dev != device && is_pseudo(entry->fts_path)) ::fts_set(walk, entry, FTS_SKIP);
+      device = entry->fts_statp->st_dev;
+    }
+    if (entry->fts_info == FTS_F && S_ISREG(entry->fts_statp->st_mode)) files.emplace_back(entry->fts_path + (start == "/" ? 0 : start.size()));
+  }
+  ::fts_close(walk);
+  if (!status) return fail(status.error());
+  std::sort(files.begin(), files.end());
+  return files;
+}
+
+// What an earlier run, that was interrupted, has hashed: lines beside the output.
+std::map<std::string, std::string> read_partial(const std::string& path) {
+  std::map<std::string, std::string> done;
+  const auto text = read_file(path, kMaxManifest);
+  if (!text) return done;
+  // The last line may be torn.
+  const auto manifest = parse_manifest(std::string_view(*text).substr(0, text->rfind('\n') + 1), path);
+  if (!manifest) return done;
+  for (const auto& [name, digests] : manifest->digests) done[name] = to_hex(digests.back());
+  return done;
+}
+
+}  // namespace
+
+ExitCode run_manifest(const ManifestOptions& options) {
+  const bool as_keylime = options.format == "keylime";
+  if (!as_keylime && options.format != "sha256sum") return complain({EINVAL, "unknown format '" + options.format + "': sha256sum or keylime"});
+  const auto hash = hash_algorithm_named(options.hash);
+  if (!hash || !can_compute(*hash)) return complain({EINVAL, "'" + options.hash + "' is no hash algorithm"});
+  std::vector<std::regex> excludes;
+  for (const std::string& text : options.excludes) {
+    try {
+      excludes.emplace_back(text);
+    } catch (const std::regex_error&) {
+      return complain({EINVAL, "the exclude '" + text + "' is no regular expression"});
+    }
+  }
+  const auto found = files_below(options.directory, options.one_file_system);
+  if (!found) return complain(found.error());
+
+  const std::string partial = options.output.empty() ? "" : options.output + ".partial";
+  const auto done = partial.empty() ? std::map<std::string, std::string>() : read_partial(partial);
+  UniqueFd partial_fd;
+  if (!partial.empty()) {
+    partial_fd.reset(::open(partial.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644));
+    if (!partial_fd) return complain(errno_error("cannot write '" + partial + "'"));
+  }
+  std::string root = options.directory;
+  while (root.size() > 1 && root.ends_with('/')) root.pop_back();
+  if (root == "/") root.clear();
+  std::vector<ManifestFile> files(found->size());
+  std::mutex mutex;  // failures, and the lines of the partial file
+  std::vector<std::string> failures;
+  {
+    Progress progress("files", found->size());
+    WorkerPool pool(std::max(1U, std::thread::hardware_concurrency()));
+    for (std::size_t i = 0; i < found->size(); ++i) {
+      ManifestFile& file = files[i];
+      file.path = options.path_prefix + (*found)[i];
+      const std::string name = logged_name_of(file.path);
+      const auto is_excluded = [&](const std::regex& exclude) { return std::regex_search(name, exclude, std::regex_constants::match_continuous); };
+      if (std::any_of(excludes.begin(), excludes.end(), is_excluded)) continue;
+      if (const auto known = done.find(name); known != done.end()) {
+        file.hex = known->second;
+        continue;
+      }
+      pool.post([&, path = root + (*found)[i]] {
+        const UniqueFd fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW));
+        const auto digest = fd ? hash_file(fd.get(), *hash) : Result<Digest>(fail(errno_error("'" + path + "'")));
+        if (digest) {
+          file.hex = to_hex(digest->bytes());
+          progress.add(1, static_cast<std::uint64_t>(std::max<off_t>(0, ::lseek(fd.get(), 0, SEEK_END))));
+        }
+        const std::lock_guard lock(mutex);
+        if (!digest) failures.push_back(digest.error().what);
+        if (digest && partial_fd) (void)write_all(partial_fd.get(), as_bytes(sum_line(file)));
+      });
+    }
+    pool.finish();
+  }
+  for (const std::string& failure : failures) std::fprintf(stderr, "imafs: warning: %s\n", failure.c_str());
+  std::erase_if(files, [](const ManifestFile& file) { return file.hex.empty(); });
+
+  std::string text;
+  if (as_keylime) {
+    // Keylime compares the template hash column, sha1 in the file that its agent reads.
+    text = keylime_policy(files, options.excludes, "sha1");
+  } else {
+    for (const ManifestFile& file : files) text += sum_line(file);
+  }
+  if (options.output.empty()) {
+    std::fwrite(text.data(), 1, text.size(), stdout);
+    return std::fflush(stdout) == 0 ? ExitCode::kOk : complain(errno_error("cannot write"));
+  }
+  if (auto written = write_file_atomically(options.output, text, 0644); !written) return complain(written.error());
+  ::unlink(partial.c_str());
+  return ExitCode::kOk;
+}
+
+}  // namespace imafs

@@ -1,0 +1,136 @@
+#include "imafs/manifest.h"
+
+#include <algorithm>
+#include <nlohmann/json.hpp>
+
+#include "imafs/log_entry.h"
+
+namespace imafs {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+tl::unexpected<Error> bad(const std::string& origin, std::size_t line, const std::string& what) {
+  return fail(EINVAL, origin + ":" + std::to_string(line) + ": " + what);
+}
+
+// sha256sum(1) escapes backslash, newline and carriage return, and says so by a backslash before the digest.
+std::string unescaped(std::string_view text) {
+  std::string path;
+  for (std::size_t i = 0; i < text.size(); ++i) {
+    if (text[i] != '\\' || i + 1 == text.size()) {
+      path += text[i];
+      continue;
+    }
+    const char c = text[++i];
+    path += c == 'n' ? '\n' : c == 'r' ? '\r' : c;
+  }
+  return path;
+}
+
+std::string absolute(std::string path) {
+  if (path.starts_with("./")) path.erase(0, 2);
+  return path.starts_with('/') ? path : "/" + path;
+}
+
+Result<Manifest> parse_sums(std::string_view text, const std::string& origin) {
+  Manifest manifest;
+  std::size_t number = 0;
+  while (!text.empty()) {
+    const std::size_t end = std::min(text.find('\n'), text.size());
+    std::string_view line = text.substr(0, end);
+    text.remove_prefix(std::min(end + 1, text.size()));
+    ++number;
+    if (line.empty() || line.starts_with('#')) continue;
+    const bool escaped = line.starts_with('\\');
+    if (escaped) line.remove_prefix(1);
+    const std::size_t blank = line.find(' ');
+    const auto digest = from_hex(line.substr(0, blank));
+    if (!digest || digest->empty()) return bad(origin, number, "no digest in hexadecimal at the beginning");
+    if (blank == std::string_view::npos || line.size() < blank + 3 || (line[blank + 1] != ' ' && line[blank + 1] != '*')) {
+      return bad(origin, number, "a digest, two blanks and a path are wanted");
+    }
+    const std::string_view path = line.substr(blank + 2);
+    manifest.digests[logged_name_of(absolute(escaped ? unescaped(path) : std::string(path)))].push_back(*digest);
+  }
+  return manifest;
+}
+
+Result<Manifest> parse_keylime(const Json& json, const std::string& origin) {
+  Manifest manifest;
+  const auto digests = json.find("digests");
+  if (digests == json.end() || !digests->is_object()) return fail(EINVAL, origin + ": a runtime policy has an object 'digests'");
+  for (const auto& [path, list] : digests->items()) {
+    if (!list.is_array()) return fail(EINVAL, origin + ": the digests of '" + path + "' are no list");
+    for (const auto& text : list) {
+      const auto digest = text.is_string() ? from_hex(text.get<std::string>()) : std::nullopt;
+      if (!digest) return fail(EINVAL, origin + ": '" + path + "' has a digest that is not hexadecimal");
+      // Keylime compares names as they are logged.
+      manifest.digests[path].push_back(*digest);
+    }
+  }
+  for (const auto& exclude : json.value("excludes", Json::array())) {
+    if (!exclude.is_string()) return fail(EINVAL, origin + ": an exclude is no string");
+    const std::string text = exclude.get<std::string>();
+    try {
+      manifest.excludes.emplace_back(text);
+    } catch (const std::regex_error&) {
+      return fail(EINVAL, origin + ": the exclude '" + text + "' is no regular expression");
+    }
+  }
+  return manifest;
+}
+
+}  // namespace
+
+Manifest::Answer Manifest::ask(const std::string& logged_name, const Bytes& digest) const {
+  const auto excluded = [&](const std::regex& exclude) {
+    return std::regex_search(logged_name, exclude, std::regex_constants::match_continuous);
+  };
+  if (std::any_of(excludes.begin(), excludes.end(), excluded)) return Answer::kExcluded;
+  const auto found = digests.find(logged_name);
+  if (found == digests.end()) return Answer::kUnknownFile;
+  return std::find(found->second.begin(), found->second.end(), digest) != found->second.end() ? Answer::kAllowed : Answer::kOtherDigest;
+}
+
+std::string logged_name_of(std::string_view path) {
+  std::string name = loggable_name(path);
+  std::replace(name.begin(), name.end(), ' ', '_');
+  return name;
+}
+
+Result<Manifest> parse_manifest(std::string_view text, const std::string& origin) {
+  if (text.find_first_not_of(" \t\r\n") != std::string_view::npos && text[text.find_first_not_of(" \t\r\n")] == '{') {
+    const Json json = Json::parse(text, nullptr, false);
+    if (json.is_discarded()) return fail(EINVAL, origin + ": neither lines of digests nor JSON");
+    return parse_keylime(json, origin);
+  }
+  return parse_sums(text, origin);
+}
+
+std::string sum_line(const ManifestFile& file) {
+  std::string path;
+  for (const char c : file.path) {
+    if (c == '\\') path += "\\\\";
+    else if (c == '\n') path += "\\n";
+    else if (c == '\r') path += "\\r";
+    else path += c;
+  }
+  return (path == file.path ? "" : "\\") + file.hex + "  " + path + "\n";
+}
+
+std::string keylime_policy(const std::vector<ManifestFile>& files, const std::vector<std::string>& excludes, const std::string& log_hash) {
+  Json digests = Json::object();
+  for (const ManifestFile& file : files) digests[logged_name_of(file.path)].push_back(file.hex);
+  const Json policy{{"meta", {{"version", 1}, {"generator", 0}}},
+                    {"release", 0},
+                    {"digests", std::move(digests)},
+                    {"excludes", excludes},
+                    {"keyrings", Json::object()},
+                    {"ima", {{"ignored_keyrings", Json::array()}, {"log_hash_alg", log_hash}, {"dm_policy", nullptr}}},
+                    {"ima-buf", Json::object()},
+                    {"verification-keys", ""}};
+  return policy.dump(1, ' ', false, Json::error_handler_t::replace) + "\n";
+}
+
+}  // namespace imafs

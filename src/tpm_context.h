@@ -1,0 +1,65 @@
+// One ESAPI connection, and what the ESAPI hands out. For the sources that speak to a TPM.
+#pragma once
+
+#include <tss2/tss2_esys.h>
+#include <tss2/tss2_rc.h>
+#include <tss2/tss2_tctildr.h>
+
+#include <memory>
+#include <string>
+
+#include "imafs/result.h"
+
+namespace imafs {
+
+struct EsysFree {
+  void operator()(void* memory) const { ::Esys_Free(memory); }
+};
+template <class T>
+using EsysPtr = std::unique_ptr<T, EsysFree>;
+
+inline tl::unexpected<Error> tpm_error(TSS2_RC code, const std::string& doing) {
+  return fail(EIO, doing + ": " + ::Tss2_RC_Decode(code));
+}
+
+class TpmContext {
+ public:
+  static Result<std::unique_ptr<TpmContext>> open(const std::string& tcti) {
+    std::unique_ptr<TpmContext> context(new TpmContext);
+    TSS2_RC code = ::Tss2_TctiLdr_Initialize(tcti.c_str(), &context->tcti_);
+    if (code != TSS2_RC_SUCCESS) return tpm_error(code, "no TPM answers at '" + tcti + "'");
+    code = ::Esys_Initialize(&context->esys_, context->tcti_, nullptr);
+    if (code != TSS2_RC_SUCCESS) return tpm_error(code, "cannot speak to the TPM at '" + tcti + "'");
+    return context;
+  }
+  ~TpmContext() {
+    if (esys_) ::Esys_Finalize(&esys_);
+    if (tcti_) ::Tss2_TctiLdr_Finalize(&tcti_);
+  }
+  TpmContext(const TpmContext&) = delete;
+  TpmContext& operator=(const TpmContext&) = delete;
+
+  ESYS_CONTEXT* esys() { return esys_; }
+
+ private:
+  TpmContext() = default;
+  TSS2_TCTI_CONTEXT* tcti_ = nullptr;
+  ESYS_CONTEXT* esys_ = nullptr;
+};
+
+// A place for the pointer that an ESAPI call gives back: Esys_X(..., Out(answer)).
+template <class T>
+class Out {
+ public:
+  explicit Out(EsysPtr<T>& owner) : owner_(owner) {}
+  ~Out() { owner_.reset(raw_); }
+  Out(const Out&) = delete;
+  Out& operator=(const Out&) = delete;
+  operator T**() { return &raw_; }
+
+ private:
+  EsysPtr<T>& owner_;
+  T* raw_ = nullptr;
+};
+
+}  // namespace imafs

@@ -1,0 +1,139 @@
+#include "tpm_key.h"
+
+#include <openssl/bn.h>
+#include <openssl/core_names.h>
+#include <openssl/ecdsa.h>
+#include <openssl/evp.h>
+#include <openssl/param_build.h>
+#include <openssl/pem.h>
+#include <openssl/rsa.h>
+#include <tss2/tss2_mu.h>
+
+#include <memory>
+
+#include "imafs/quote.h"
+
+namespace imafs {
+namespace {
+
+template <auto Free>
+struct Freed {
+  template <class T>
+  void operator()(T* what) const { Free(what); }
+};
+using BioPtr = std::unique_ptr<BIO, Freed<::BIO_free_all>>;
+using BnPtr = std::unique_ptr<BIGNUM, Freed<::BN_free>>;
+using KeyPtr = std::unique_ptr<EVP_PKEY, Freed<::EVP_PKEY_free>>;
+using KeyContextPtr = std::unique_ptr<EVP_PKEY_CTX, Freed<::EVP_PKEY_CTX_free>>;
+using DigestContextPtr = std::unique_ptr<EVP_MD_CTX, Freed<::EVP_MD_CTX_free>>;
+using BuilderPtr = std::unique_ptr<OSSL_PARAM_BLD, Freed<::OSSL_PARAM_BLD_free>>;
+using ParamsPtr = std::unique_ptr<OSSL_PARAM, Freed<::OSSL_PARAM_free>>;
+using EcdsaPtr = std::unique_ptr<ECDSA_SIG, Freed<::ECDSA_SIG_free>>;
+
+KeyPtr key_of(const char* type, OSSL_PARAM_BLD* builder) {
+  const ParamsPtr params(::OSSL_PARAM_BLD_to_param(builder));
+  const KeyContextPtr context(::EVP_PKEY_CTX_new_from_name(nullptr, type, nullptr));
+  EVP_PKEY* key = nullptr;
+  if (!params || !context || ::EVP_PKEY_fromdata_init(context.get()) != 1 ||
+      ::EVP_PKEY_fromdata(context.get(), &key, EVP_PKEY_PUBLIC_KEY, params.get()) != 1) {
+    return nullptr;
+  }
+  return KeyPtr(key);
+}
+
+const char* group_of(TPM2_ECC_CURVE curve) {
+  switch (curve) {
+    case TPM2_ECC_NIST_P256: return "P-256";
+    case TPM2_ECC_NIST_P384: return "P-384";
+    case TPM2_ECC_NIST_P521: return "P-521";
+    default: return nullptr;
+  }
+}
+
+KeyPtr ecc_key(const TPMT_PUBLIC& area) {
+  const char* const group = group_of(area.parameters.eccDetail.curveID);
+  if (!group) return nullptr;
+  const std::size_t size = area.parameters.eccDetail.curveID == TPM2_ECC_NIST_P256 ? 32 : area.parameters.eccDetail.curveID == TPM2_ECC_NIST_P384 ? 48 : 66;
+  const TPMS_ECC_POINT& point = area.unique.ecc;
+  if (point.x.size > size || point.y.size > size) return nullptr;
+  Bytes uncompressed(1 + 2 * size);
+  uncompressed[0] = 4;
+  std::copy_n(point.x.buffer, point.x.size, uncompressed.begin() + static_cast<std::ptrdiff_t>(1 + size - point.x.size));
+  std::copy_n(point.y.buffer, point.y.size, uncompressed.begin() + static_cast<std::ptrdiff_t>(1 + 2 * size - point.y.size));
+  const BuilderPtr builder(::OSSL_PARAM_BLD_new());
+  if (!builder || ::OSSL_PARAM_BLD_push_utf8_string(builder.get(), OSSL_PKEY_PARAM_GROUP_NAME, group, 0) != 1 ||
+      ::OSSL_PARAM_BLD_push_octet_string(builder.get(), OSSL_PKEY_PARAM_PUB_KEY, uncompressed.data(), uncompressed.size()) != 1) {
+    return nullptr;
+  }
+  return key_of("EC", builder.get());
+}
+
+KeyPtr rsa_key(const TPMT_PUBLIC& area) {
+  const UINT32 exponent = area.parameters.rsaDetail.exponent == 0 ? 65537 : area.parameters.rsaDetail.exponent;
+  const BnPtr n(::BN_bin2bn(area.unique.rsa.buffer, area.unique.rsa.size, nullptr)), e(::BN_new());
+  const BuilderPtr builder(::OSSL_PARAM_BLD_new());
+  if (!n || !e || !builder || ::BN_set_word(e.get(), exponent) != 1 ||
+      ::OSSL_PARAM_BLD_push_BN(builder.get(), OSSL_PKEY_PARAM_RSA_N, n.get()) != 1 ||
+      ::OSSL_PARAM_BLD_push_BN(builder.get(), OSSL_PKEY_PARAM_RSA_E, e.get()) != 1) {
+    return nullptr;
+  }
+  return key_of("RSA", builder.get());
+}
+
+// An ECDSA signature as OpenSSL takes it.
+Bytes der_of(const TPMS_SIGNATURE_ECC& signature) {
+  const EcdsaPtr pair(::ECDSA_SIG_new());
+  BnPtr r(::BN_bin2bn(signature.signatureR.buffer, signature.signatureR.size, nullptr));
+  BnPtr s(::BN_bin2bn(signature.signatureS.buffer, signature.signatureS.size, nullptr));
+  if (!pair || !r || !s || ::ECDSA_SIG_set0(pair.get(), r.release(), s.release()) != 1) return {};
+  std::uint8_t* der = nullptr;
+  const int size = ::i2d_ECDSA_SIG(pair.get(), &der);
+  if (size <= 0) return {};
+  Bytes bytes(der, der + size);
+  ::OPENSSL_free(der);
+  return bytes;
+}
+
+}  // namespace
+
+Result<std::string> pem_of(const TPM2B_PUBLIC& key) {
+  const TPMT_PUBLIC& area = key.publicArea;
+  const KeyPtr made = area.type == TPM2_ALG_ECC ? ecc_key(area) : area.type == TPM2_ALG_RSA ? rsa_key(area) : nullptr;
+  if (!made) return fail(ENOTSUP, "the attestation key is neither RSA nor an ECC key on a NIST curve");
+  const BioPtr out(::BIO_new(::BIO_s_mem()));
+  if (!out || ::PEM_write_bio_PUBKEY(out.get(), made.get()) != 1) return fail(EIO, "the attestation key cannot be written as PEM");
+  char* text = nullptr;
+  const long size = ::BIO_get_mem_data(out.get(), &text);
+  return std::string(text, static_cast<std::size_t>(size));
+}
+
+Status check_signature(ByteView attest, ByteView signature, const std::string& ak_pem) {
+  const BioPtr in(::BIO_new_mem_buf(ak_pem.data(), static_cast<int>(ak_pem.size())));
+  const KeyPtr key(in ? ::PEM_read_bio_PUBKEY(in.get(), nullptr, nullptr, nullptr) : nullptr);
+  if (!key) return fail(EBADMSG, "the attestation key is no public key in PEM");
+  TPMT_SIGNATURE parsed {};
+  std::size_t offset = 0;
+  if (::Tss2_MU_TPMT_SIGNATURE_Unmarshal(signature.data(), signature.size(), &offset, &parsed) != TSS2_RC_SUCCESS || offset != signature.size()) {
+    return fail(EBADMSG, "the signature is cut short or malformed");
+  }
+  const auto hash = hash_algorithm_of_tpm(parsed.signature.any.hashAlg);
+  const EVP_MD* const md = hash ? ::EVP_get_digestbyname(std::string(name_of(*hash)).c_str()) : nullptr;
+  if (!md) return fail(EBADMSG, "the signature uses a hash we do not know");
+  Bytes bytes;
+  switch (parsed.sigAlg) {
+    case TPM2_ALG_ECDSA: bytes = der_of(parsed.signature.ecdsa); break;
+    case TPM2_ALG_RSASSA:
+    case TPM2_ALG_RSAPSS:
+      bytes.assign(parsed.signature.rsassa.sig.buffer, parsed.signature.rsassa.sig.buffer + parsed.signature.rsassa.sig.size);
+      break;
+    default: return fail(EBADMSG, "the signature is neither ECDSA, RSASSA nor RSAPSS");
+  }
+  const DigestContextPtr context(::EVP_MD_CTX_new());
+  EVP_PKEY_CTX* key_context = nullptr;
+  bool fits = context && ::EVP_DigestVerifyInit(context.get(), &key_context, md, nullptr, key.get()) == 1;
+  if (fits && parsed.sigAlg == TPM2_ALG_RSAPSS) fits = ::EVP_PKEY_CTX_set_rsa_padding(key_context, RSA_PKCS1_PSS_PADDING) == 1;
+  fits = fits && ::EVP_DigestVerify(context.get(), bytes.data(), bytes.size(), attest.data(), attest.size()) == 1;
+  return fits ? Status() : fail(EBADMSG, "the signature is not that key's over that quote");
+}
+
+}  // namespace imafs

@@ -1,0 +1,190 @@
+#!/usr/bin/env python3
+"""Evidence for another machine: quote, verify where there is no TPM, and every way to tamper with it found and named."""
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import unittest
+
+from mounting import IMAFS, Mount
+from tools_test import fill, tool
+
+NONCE = '00112233445566778899aabbccddeeff'
+
+
+class Quoted(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        cls.mount = Mount()
+        cls.addClassCleanup(cls.mount.__exit__)
+        cls.mount.start()
+        with open(cls.mount.backing + '/a name\nwith all', 'w') as file:
+            file.write('x')
+        with open(cls.mount.path + '/a name\nwith all') as file:
+            file.read()
+        fill(cls.mount, 20)
+        tool('manifest', cls.mount.backing, '-o', cls.mount.work + '/manifest')
+        tool('quote', cls.mount.path, '--nonce', NONCE, '-o', cls.mount.work + '/quote')
+
+    def setUp(self):
+        """A copy to tamper with."""
+        self.copy = self.mount.work + '/copy'
+        shutil.copytree(self.mount.work + '/quote', self.copy)
+        self.addCleanup(shutil.rmtree, self.copy)
+
+    def judge(self, *words, nonce=NONCE, check=0):
+        return tool('verify', '--quote', self.copy, '--nonce', nonce, *words, check=check)
+
+    def failing(self, *words, **more):
+        """The names of the checks that do not hold."""
+        return re.findall(r'FAIL (\w+):', self.judge(*words, check=1, **more))
+
+    def flip(self, name, position):
+        path = f'{self.copy}/{name}'
+        with open(path, 'rb') as file:
+            data = bytearray(file.read())
+        data[position] ^= 1
+        with open(path, 'wb') as file:
+            file.write(data)
+
+    def test_it_verifies_without_a_tpm(self):
+        words = ['unshare', '--net', '--mount', 'sh', '-c', 'mount -t tmpfs none /var/lib; mount -t tmpfs none /run; '
+                 f'exec {IMAFS} verify --quote {self.copy} --nonce {NONCE} --ak {self.mount.work}/quote/ak.pem --allow {self.mount.work}/manifest']
+        done = subprocess.run(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        self.assertEqual(0, done.returncode, done.stdout)
+        self.assertIn('verified: 24 entries', done.stdout)
+        self.assertIn('21 files, 0 not accepted', done.stdout)
+        found = json.loads(self.judge('--json'))
+        self.assertEqual({'verified', 24}, {found['verdict'], found['entries']})
+        self.assertEqual(['signature', 'nonce', 'pcrs', 'log', 'boot_aggregate'], [check['name'] for check in found['checks'] if check['holds']])
+
+    def test_tpm2_checkquote_accepts_the_same_files(self):
+        words = ['tpm2_checkquote', '-u', 'ak.pem', '-m', 'quote.msg', '-s', 'quote.sig', '-g', 'sha256', '-q', NONCE,
+                 '-f', 'pcrs.bin']
+        subprocess.run(words, cwd=self.copy, check=True, stdout=subprocess.DEVNULL)
+        self.flip('pcrs.bin', 150)
+        self.assertNotEqual(0, subprocess.run(words, cwd=self.copy, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode)
+
+    def test_another_nonce(self):
+        self.assertEqual(['nonce'], self.failing(nonce='00' * 16))
+
+    def test_another_key(self):
+        subprocess.run(['openssl', 'genpkey', '-algorithm', 'EC', '-pkeyopt', 'ec_paramgen_curve:P-256', '-out', 'key'], cwd=self.copy, check=True,
+                       stderr=subprocess.DEVNULL)
+        subprocess.run(['openssl', 'pkey', '-in', 'key', '-pubout', '-out', 'other.pem'], cwd=self.copy, check=True)
+        self.assertEqual(['signature'], self.failing('--ak', self.copy + '/other.pem'))
+
+    def test_each_byte_of_the_signature_and_the_quote_matters(self):
+        for name in ('quote.sig', 'quote.msg'):
+            size = os.path.getsize(f'{self.copy}/{name}')
+            for position in range(0, size, 7):
+                self.flip(name, position)
+                self.assertIn('signature', self.failing())
+                self.flip(name, position)
+        self.judge()
+
+    def test_a_quote_that_is_cut_short(self):
+        os.truncate(self.copy + '/quote.msg', 40)
+        self.assertEqual(['signature', 'quote'], self.failing())
+        os.truncate(self.copy + '/quote.msg', 0)
+        self.assertIn('quote', self.failing())
+
+    def test_other_pcr_values(self):
+        with open(self.copy + '/pcrs') as file:
+            lines = file.read()
+        with open(self.copy + '/pcrs', 'w') as file:
+            file.write(re.sub(r'(:3: )00', r'\g<1>01', lines))
+        self.assertEqual(['pcrs', 'boot_aggregate'], self.failing())
+
+    def test_another_log(self):
+        size = os.path.getsize(self.copy + '/log')
+        for position in range(4, size, 53):
+            self.flip('log', position)
+            self.assertIn('log', self.failing())
+            self.flip('log', position)
+        os.truncate(self.copy + '/log', size - 1)
+        self.assertIn('log', self.failing())
+
+    def test_the_log_of_another_machine(self):
+        with Mount() as other:
+            fill(other, 3)
+            tool('quote', other.path, '--nonce', NONCE, '-o', other.work + '/quote')
+            shutil.copy(other.work + '/quote/log', self.copy + '/log')
+        self.assertEqual(['log'], self.failing())
+
+    def test_a_file_that_is_not_in_the_manifest_or_another(self):
+        with open(self.mount.work + '/manifest') as file:
+            lines = file.read().splitlines(keepends=True)
+        changed = self.copy + '/manifest'
+        with open(changed, 'w') as file:
+            file.writelines(('0' * 64 + line[64:] if line.endswith('/f3\n') else line) for line in lines if not line.endswith('/f5\n'))
+        self.assertEqual(['files'], self.failing('--allow', changed))
+        text = self.judge('--allow', changed, check=1)
+        self.assertIn('/f3: another digest', text)
+        self.assertIn('/f5: not in the manifest', text)
+
+    def test_bad_manifests_are_named_by_file_and_line(self):
+        path = self.copy + '/bad'
+        for text, where in (('# a comment\nzz  /f\n', ':2: no digest'), (f'{"0" * 64}/f\n', ':1: no digest'), (f'{"0" * 64} /f\n', ':1: a digest, two'),
+                            ('{"digests": 3}', 'an object'), ('{]', 'nor JSON'), ('{"digests":{},"excludes":["("]}', 'regular expression')):
+            with open(path, 'w') as file:
+                file.write(text)
+            self.assertIn(where, self.judge('--allow', path, check=2))
+
+    def test_missing_files_and_wrong_words(self):
+        os.unlink(self.copy + '/pcrs')
+        self.assertIn('pcrs', self.judge(check=2))
+        self.assertIn('hexadecimal', tool('verify', '--quote', self.mount.work + '/quote', '--nonce', 'xyz', check=2))
+        self.assertIn('hexadecimal', tool('quote', self.mount.path, '--nonce', 'x', '-o', self.copy, check=2))
+        tool('quote', self.mount.work, '--nonce', '00', '-o', self.copy, check=2)
+
+    def test_a_violation_is_not_accepted(self):
+        with Mount() as mount:
+            fill(mount, 1)
+            tool('manifest', mount.backing, '-o', mount.work + '/manifest')
+            with open(mount.path + '/f0') as file, open(mount.backing + '/f0', 'a'):
+                file.read()
+            tool('quote', mount.path, '--nonce', NONCE, '-o', mount.work + '/quote')
+            self.assertIn('/f0: a violation', tool('verify', '--quote', mount.work + '/quote', '--allow', mount.work + '/manifest', check=1))
+
+
+class Manifests(unittest.TestCase):
+    def test_sha256sum_accepts_it_and_keylime_form_says_the_same(self):
+        with Mount() as mount:
+            for name in ('plain', 'with blank', 'with\\slash', 'with\nline', 'deep/er'):
+                os.makedirs(os.path.dirname(f'{mount.backing}/{name}'), exist_ok=True)
+                with open(f'{mount.backing}/{name}', 'w') as file:
+                    file.write(name)
+            os.symlink('plain', mount.backing + '/symlink')
+            os.mkfifo(mount.backing + '/fifo')
+            tool('manifest', mount.backing, '-o', mount.work + '/sums')
+            with open(mount.work + '/sums') as file:
+                relative = file.read().replace('  /', '  ./')
+            subprocess.run(['sha256sum', '-c', '--strict', '--quiet', '-'], cwd=mount.backing, input=relative, text=True, check=True)
+            self.assertEqual(5, len(relative.splitlines()))
+            policy = json.loads(tool('manifest', mount.backing, '--format', 'keylime', '--exclude', '/deep'))
+            self.assertEqual({'/plain', '/with_blank', '/with\\slash', '///with%0Aline'}, set(policy['digests']))
+            self.assertEqual([hashlib.sha256(b'plain').hexdigest()], policy['digests']['/plain'])
+            self.assertEqual((1, ['/deep'], 'sha1'), (policy['meta']['version'], policy['excludes'], policy['ima']['log_hash_alg']))
+            self.assertEqual(tool('manifest', mount.backing), tool('manifest', mount.path))
+
+    def test_an_interrupted_one_goes_on(self):
+        with Mount() as mount:
+            fill(mount, 3)
+            with open(mount.work + '/sums.partial', 'w') as file:
+                file.write('0' * 64 + '  /f0\n' + '1' * 20)  # a line of the run before, and a torn one
+            tool('manifest', mount.backing, '-o', mount.work + '/sums')
+            with open(mount.work + '/sums') as file:
+                lines = file.read().splitlines()
+            self.assertEqual('0' * 64 + '  /f0', lines[0])
+            self.assertEqual(hashlib.sha256(b'file 1').hexdigest() + '  /f1', lines[1])
+            self.assertFalse(os.path.exists(mount.work + '/sums.partial'))
+
+
+if __name__ == '__main__':
+    if os.geteuid() != 0:
+        sys.exit(77)
+    unittest.main(verbosity=2)
