@@ -8,6 +8,7 @@
 #include "imafs/cli_attest.h"
 #include "imafs/cli_log.h"
 #include "imafs/cli_policy.h"
+#include "imafs/cli_run.h"
 #include "imafs/cli_verify.h"
 #include "imafs/mount_command.h"
 #include "imafs/version.h"
@@ -128,6 +129,18 @@ ExitCode run_command_line(int argc, char** argv) {
   manifest_command->add_option("--path-prefix", manifest.path_prefix, "put before paths, as the mount does");
   manifest_command->add_flag("--one-file-system", manifest.one_file_system, "do not cross mounts");
 
+  RunOptions run;
+  auto* const run_command = app.add_subcommand("run", "run a command on a measured view of the tree, and say what it read");
+  run_command->add_option("--root", run.root, "the tree")->capture_default_str();
+  run_command->add_option("--policy", run.policy, "rules, as for a mount");
+  run_command->add_option("--attest", run.attestation, "write the attestation here; - is standard output");
+  run_command->add_option("--format", run.format, "in-toto, slsa, spdx or text")->capture_default_str();
+  run_command->add_option("--subject", run.subjects, "a file that the command makes, for the attestation");
+  run_command->add_option("--tpm", run.tpm, "as for a mount")->capture_default_str();
+  run_command->add_option("--state", run.state, "keep journal and TPM here");
+  run_command->add_option("COMMAND", run.command, "the command and its arguments, after --")->required();
+  run_command->positionals_at_end();
+
   auto* const log = app.add_subcommand("log", "show the log with who opened what and when; trim it");
   LogExportOptions log_export;
   log->add_option("TARGET", log_export.target, "a mount point, a state or archive directory, or a binary log");
@@ -178,6 +191,7 @@ ExitCode run_command_line(int argc, char** argv) {
     if (!verify_quote.directory.empty()) return run_verify_quote(verify_quote);
     return verify.target.empty() && verify.state.empty() ? complain("verify what? A TARGET, --quote DIR, or --state DIR") : run_verify(verify);
   }
+  if (run_command->parsed()) return static_cast<ExitCode>(run_run(run));
   if (quote_command->parsed()) return run_quote(quote);
   if (manifest_command->parsed()) return run_manifest(manifest);
   if (trim->parsed()) return run_log_trim(log_trim);

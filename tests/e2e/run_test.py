@@ -1,0 +1,206 @@
+#!/usr/bin/env python3
+"""imafs run: exit statuses, the list of files against strace's, attestations, two runs alike, and what it costs."""
+import json
+import os
+import re
+import shutil
+import signal
+import stat
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import unittest
+
+from mounting import IMAFS
+
+MAKEFILE = '''
+objects = one.o two.o three.o
+all: program
+program: main.o libparts.a
+\tgcc -o $@ main.o -L. -lparts -lm
+libparts.a: $(objects)
+\tar rcD $@ $(objects)
+%.o: %.c parts.h
+\tgcc -O1 -c -o $@ $<
+generated.h: generate.sh
+\t./generate.sh > $@
+main.o: generated.h
+clean:
+\trm -f *.o *.a program generated.h
+'''
+
+
+def project(directory):
+    """A C project with a library, a generated header and a script."""
+    def put(name, text, mode=0o644):
+        with open(f'{directory}/{name}', 'w') as file:
+            file.write(text)
+        os.chmod(f'{directory}/{name}', mode)
+    put('Makefile', MAKEFILE)
+    put('parts.h', '#include <stdio.h>\n#include <math.h>\ndouble one(double), two(double), three(double);\n')
+    for name in ('one', 'two', 'three'):
+        put(name + '.c', f'#include "parts.h"\n#include <string.h>\n#include <sys/socket.h>\ndouble {name}(double x) {{ return sin(x); }}\n')
+    put('generate.sh', '#!/bin/sh\necho "#define TITLE \\"parts\\""\n', 0o755)
+    put('main.c', '#include "parts.h"\n#include "generated.h"\nint main(void) { return puts(TITLE) < 0 || one(1) + two(2) + three(3) > 9; }\n')
+
+
+def imafs_run(*words, cwd, check=None, **more):
+    done = subprocess.run([IMAFS, 'run', *words], cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, timeout=120, **more)
+    if check is not None and done.returncode != check:
+        raise AssertionError(f'{words} ended with {done.returncode}: {done.stdout}{done.stderr}')
+    return done
+
+
+def straced(command, cwd):
+    """Regular files that were opened for reading, or run, by their real paths; as strace tells it."""
+    with tempfile.NamedTemporaryFile('r') as out:
+        subprocess.run(['strace', '-f', '-y', '-qq', '-e', 'trace=%file,execve', '-o', out.name, *command], cwd=cwd, check=True, stdout=subprocess.DEVNULL)
+        lines = out.read().splitlines()
+    found = set()
+    for line in lines:
+        opened = re.search(r'open(?:at)?\(.*(O_RDONLY|O_RDWR).* = \d+<(.*)>$', line)
+        ran = re.search(r'execve\("([^"]+)".* = 0$', line)
+        path = opened[2] if opened else os.path.realpath(os.path.join(cwd, ran[1])) if ran else None
+        if path and not path.endswith(' (deleted)'):
+            found.add(path)
+    return {path for path in found if os.path.exists(path) and stat.S_ISREG(os.stat(path).st_mode)}
+
+
+class Run(unittest.TestCase):
+    def setUp(self):
+        self.work = tempfile.mkdtemp(prefix='imafs-run-', dir='/var/tmp')
+        self.addCleanup(shutil.rmtree, self.work)
+        project(self.work)
+
+    def attest(self, command, *words, name='/tmp/never', form='in-toto'):
+        with tempfile.NamedTemporaryFile('r') as out:
+            imafs_run('--attest', out.name, '--format', form, *words, '--', *command, cwd=self.work, check=0)
+            with open(out.name) as file:
+                return file.read()
+
+    def test_the_exit_status_is_the_commands(self):
+        for command, status in ((['true'], 0), (['sh', '-c', 'exit 7'], 7), (['no-such-command'], 127), (['./Makefile'], 126),
+                                (['sh', '-c', 'kill -KILL $$'], 137), (['sh', '-c', 'kill -TERM $$'], 143)):
+            with self.subTest(command=command):
+                imafs_run('--', *command, cwd=self.work, check=status)
+
+    def test_bad_words_are_one_sentence_and_leave_nothing(self):
+        before = set(os.listdir('/var/lib/imafs/run')) if os.path.exists('/var/lib/imafs/run') else set()
+        for words in (['--format', 'xml', '--', 'true'], [], ['--root', '/no/such', '--', 'true'], ['--policy', '/no/such', '--', 'true'],
+                      ['--tpm', 'swtpm:path=/no/such', '--', 'true'], ['--subject', 'no-such', '--attest', '-', '--', 'true']):
+            done = imafs_run(*words, cwd=self.work)
+            self.assertNotEqual(0, done.returncode, words)
+            self.assertRegex(done.stderr, r'^imafs: .*\n$')
+        self.assertEqual(before, set(os.listdir('/var/lib/imafs/run')))
+
+    def test_a_signal_ends_the_command_and_leaves_nothing(self):
+        for number, status in ((signal.SIGTERM, 143), (signal.SIGHUP, 129)):
+            run = subprocess.Popen([IMAFS, 'run', '--', 'sh', '-c', 'echo up; exec sleep 100'], cwd=self.work, stdout=subprocess.PIPE, text=True)
+            self.assertEqual('up\n', run.stdout.readline())
+            run.send_signal(number)
+            self.assertEqual(status, run.wait(20))
+            run.stdout.close()
+        # Ctrl-C goes to all of a terminal's foreground group.
+        run = subprocess.Popen([IMAFS, 'run', '--', 'sh', '-c', 'echo up; exec sleep 100'], cwd=self.work, stdout=subprocess.PIPE, text=True,
+                               start_new_session=True)
+        self.assertEqual('up\n', run.stdout.readline())
+        os.killpg(run.pid, signal.SIGINT)
+        self.assertEqual(130, run.wait(20))
+        run.stdout.close()
+        self.assertNotIn(self.work, subprocess.run(['pgrep', '-af', 'sleep 100'], stdout=subprocess.PIPE, text=True).stdout)
+        with open('/proc/mounts') as mounts:
+            self.assertNotIn('/var/lib/imafs/run', mounts.read())
+
+    def test_what_is_left_in_the_background_ends_too(self):
+        before = time.monotonic()
+        imafs_run('--', 'sh', '-c', 'sleep 100 & sleep 100 &', cwd=self.work, check=0)
+        self.assertLess(time.monotonic() - before, 30)
+
+    def test_the_command_sees_its_directory_a_private_tmp_and_no_way_out(self):
+        done = imafs_run('--', 'sh', '-c', 'pwd; echo x > /tmp/imafs-run-probe; ls /tmp; cat .ima/status 2>&1 | head -1; findmnt -no FSTYPE /; ls -d /proc/self',
+                         cwd=self.work, check=0)
+        self.assertEqual([self.work, 'imafs-run-probe'], done.stdout.splitlines()[:2])
+        self.assertIn('fuse.imafs', done.stdout)
+        self.assertIn('/proc/self', done.stdout)
+        self.assertFalse(os.path.exists('/tmp/imafs-run-probe'))
+        here = tempfile.mkdtemp(prefix='imafs-run-')
+        self.addCleanup(shutil.rmtree, here)
+        os.makedirs(here + '/deep/er')
+        done = imafs_run('--attest', '-', '--format', 'text', '--', 'sh', '-c', 'pwd; echo made > out; cat out', cwd=here + '/deep/er', check=0)
+        self.assertIn('  ' + here + '/deep/er/out', done.stdout)
+        self.assertTrue(os.path.exists(here + '/deep/er/out'))
+
+    def test_the_list_is_straces(self):
+        expected = straced(['make', '-s'], self.work)
+        subprocess.run(['make', '-s', 'clean'], cwd=self.work, check=True)
+        files = json.loads(self.attest(['make', '-s'], '--subject', 'program'))['predicate']['monitorLog']['fileAccess']
+        found = {one['name'] for one in files}
+        # Differences: temporary files, which are not there any more at the end, have no name in the attestation.
+        # What the kernel opens for an execve is in no trace: the loader, and the interpreter of a script.
+        by_the_kernel = {os.path.realpath(path) for path in ('/lib64/ld-linux-x86-64.so.2', '/bin/sh')}
+        inside = {path for path in expected if not path.startswith(('/tmp/', '/proc/', '/sys/', '/dev/'))}
+        self.assertEqual(set(), inside - found, 'files that strace saw and we did not')
+        self.assertEqual(set(), found - inside - by_the_kernel, 'files that we saw and strace did not')
+        self.assertIn(self.work + '/generated.h', found)
+        self.assertIn(self.work + '/one.o', found)
+        for one in files:  # what the build did not make has one state
+            if not one['name'].startswith(self.work) or one['name'].endswith('.c'):
+                done = subprocess.run(['sha256sum', one['name']], check=True, stdout=subprocess.PIPE, text=True)
+                self.assertEqual(done.stdout.split()[0].lstrip('\\'), one['digest']['sha256'])
+
+    def test_two_runs_are_alike(self):
+        for form in ('in-toto', 'slsa', 'spdx', 'text'):
+            texts = []
+            for _ in range(2):
+                subprocess.run(['make', '-s', 'clean'], cwd=self.work, check=True)
+                text = self.attest(['make', '-s', '-j2'], '--subject', 'program', form=form)
+                texts.append(re.sub(r'"\d{4}-\d\d-\d\dT[\d:]+Z"', '""', text))
+            self.assertEqual(texts[0], texts[1])
+
+    def test_in_toto_and_slsa_field_rules(self):
+        statement = json.loads(self.attest(['make', '-s'], '--subject', 'program'))
+        self.assertEqual({'_type', 'subject', 'predicateType', 'predicate'}, set(statement))
+        self.assertEqual(('https://in-toto.io/Statement/v1', 'https://in-toto.io/attestation/runtime-trace/v0.2'),
+                         (statement['_type'], statement['predicateType']))
+        predicate = statement['predicate']
+        for required in ('monitor', 'monitoredProcess', 'monitorLog'):
+            self.assertIn(required, predicate)
+        for value in (predicate['monitor']['type'], predicate['monitoredProcess']['hostID'], predicate['monitoredProcess']['type']):
+            self.assertRegex(value, r'^[a-z][a-z0-9+.-]*:\S+$')  # a URI
+        self.assertEqual('make -s', predicate['monitoredProcess']['event'])
+        self.assertIn('network', predicate['monitor']['tracePolicy']['notCovered'])
+        subprocess.run(['make', '-s', 'clean'], cwd=self.work, check=True)
+        slsa = json.loads(self.attest(['make', '-s'], '--subject', 'program', form='slsa'))
+        self.assertEqual('https://slsa.dev/provenance/v1', slsa['predicateType'])
+        definition, details = slsa['predicate']['buildDefinition'], slsa['predicate']['runDetails']
+        self.assertRegex(definition['buildType'], r'^[a-z]+:\S+$')
+        self.assertEqual(['make', '-s'], definition['externalParameters']['command'])
+        self.assertRegex(details['builder']['id'], r'^[a-z]+:\S+$')
+        for descriptor in statement['subject'] + slsa['subject'] + predicate['monitorLog']['fileAccess'] + definition['resolvedDependencies']:
+            self.assertTrue(descriptor['name'])
+            self.assertRegex(descriptor['digest']['sha256'], r'^[0-9a-f]{64}$')
+        for stamp in predicate['metadata'].values():
+            self.assertRegex(stamp, r'^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$')
+        spdx = json.loads(self.attest(['true'], form='spdx'))
+        self.assertEqual(('SPDX-2.3', 'CC0-1.0', 'SPDXRef-DOCUMENT'), (spdx['spdxVersion'], spdx['dataLicense'], spdx['SPDXID']))
+        self.assertEqual(len(spdx['files']), len({file['SPDXID'] for file in spdx['files']}))
+
+    def test_it_costs_far_less_than_strace(self):
+        build = ['sh', '-c', 'for i in 1 2 3 4 5 6; do make -s clean; make -s; done']
+        times = {'bare': [], 'imafs': [], 'strace': []}
+        for _ in range(3):
+            for name, words in (('bare', []), ('imafs', [IMAFS, 'run', '--']), ('strace', ['strace', '-f', '-qq', '-e', 'trace=%file,execve', '-o', '/dev/null'])):
+                before = time.monotonic()
+                subprocess.run(words + build, cwd=self.work, check=True)
+                times[name].append(time.monotonic() - before)
+        ratio = {name: statistics.median(a / b for a, b in zip(times[name], times['bare'])) for name in times}
+        print(f'in times of the bare build: imafs run {ratio["imafs"]:.2f}, strace {ratio["strace"]:.2f}', flush=True)
+        self.assertLess(ratio['imafs'], ratio['strace'])
+
+
+if __name__ == '__main__':
+    if os.geteuid() != 0:
+        sys.exit(77)
+    unittest.main(verbosity=2)
