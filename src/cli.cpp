@@ -1,6 +1,7 @@
 #include "imafs/cli.h"
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <sstream>
 #include <string>
 #include <vector>
@@ -88,9 +89,34 @@ ExitCode complain(const std::string& problem) {
   return ExitCode::kUsage;
 }
 
+// As mount(8) calls a helper: mount.imafs SOURCE TARGET [-sfnv] [-N NAMESPACE] [-t TYPE] [-o OPTIONS]. In our words.
+std::vector<std::string> words_of_helper(int argc, char** argv) {
+  std::vector<std::string> words, places;
+  bool fake = false;
+  for (int i = 1; i < argc; ++i) {
+    const std::string word = argv[i];
+    if (word == "-o" && i + 1 < argc) {
+      words.insert(words.end(), {"-o", argv[++i]});
+    } else if ((word == "-t" || word == "-N") && i + 1 < argc) {
+      ++i;
+    } else if (word.starts_with("-")) {
+      fake = fake || (word != "-o" && word.find('f') != std::string::npos);
+    } else {
+      places.push_back(word);
+    }
+  }
+  if (fake) return {"--version"};
+  if (!places.empty() && places[0] != "none" && places[0] != "imafs") words.insert(words.end(), {"--backing", places[0]});
+  if (places.size() > 1) words.push_back(places[1]);
+  return words;
+}
+
 }  // namespace
 
 ExitCode run_command_line(int argc, char** argv) {
+  const std::string program = argc > 0 ? argv[0] : "";
+  std::vector<std::string> words(argv + (argc > 0 ? 1 : 0), argv + argc);
+  if (program.substr(program.rfind('/') + 1).starts_with("mount.")) words = words_of_helper(argc, argv);
   CLI::App app{"imafs: a mount that measures what is read through it, as the kernel's IMA does"};
   app.set_version_flag("--version", std::string("imafs ") + kVersion);
   app.footer(kFooter);
@@ -178,7 +204,8 @@ ExitCode run_command_line(int argc, char** argv) {
   why->add_option("--func", explain.hook, "the hook");
 
   try {
-    app.parse(argc, argv);
+    std::reverse(words.begin(), words.end());  // as CLI11 takes a vector
+    app.parse(std::move(words));
   } catch (const CLI::ParseError& error) {
     if (error.get_exit_code() == 0) {
       app.exit(error);

@@ -23,6 +23,7 @@
 #include "imafs/pcr_value.h"
 #include "imafs/policy_parser.h"
 #include "imafs/posix_file.h"
+#include "imafs/service_manager.h"
 #include "imafs/status_report.h"
 #include "imafs/tpm_selection.h"
 #include "imafs/version.h"
@@ -284,21 +285,6 @@ StatusReport Mount::report() const {
   return report;
 }
 
-// systemd's readiness protocol: one datagram.
-void notify_service_manager(const char* state) {
-  const char* const path = ::getenv("NOTIFY_SOCKET");
-  if (!path || (path[0] != '/' && path[0] != '@')) return;
-  struct sockaddr_un address {};
-  const std::size_t size = std::strlen(path);
-  if (size >= sizeof address.sun_path) return;
-  address.sun_family = AF_UNIX;
-  std::memcpy(address.sun_path, path, size);
-  if (path[0] == '@') address.sun_path[0] = '\0';
-  const UniqueFd fd(::socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0));
-  (void)::sendto(fd.get(), state, std::strlen(state), MSG_NOSIGNAL, reinterpret_cast<struct sockaddr*>(&address),
-                 static_cast<socklen_t>(offsetof(struct sockaddr_un, sun_path) + size));
-}
-
 ExitCode tell(const Failure& failure) {
   std::fprintf(stderr, "imafs: %s\n", failure.sentence.c_str());
   return failure.code;
@@ -307,9 +293,12 @@ ExitCode tell(const Failure& failure) {
 tl::expected<void, Failure> serve_mount(CheckedConfig checked, const std::function<void()>& ready) {
   LeaseKeeper::block_signals();
   if (auto started = start_messages(checked.config); !started) return started;
+  const std::string mountpoint = checked.config.mountpoint;
   Mount mount(std::move(checked));
   auto result = mount.build();
   if (result) {
+    // A request that comes back through the kernel shows that the mount still answers.
+    const Watchdog watchdog([path = mountpoint] { return ::access((path + "/.ima/status").c_str(), F_OK) == 0; });
     result = mount.serve([&] {
       notify_service_manager("READY=1");
       ready();
