@@ -2,10 +2,12 @@
 
 #include <sys/stat.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <ctime>
 #include <nlohmann/json.hpp>
 #include <optional>
+#include <tuple>
 
 #include "imafs/entry_view.h"
 #include "imafs/manifest.h"

@@ -9,6 +9,7 @@
 #include <openssl/rsa.h>
 #include <tss2/tss2_mu.h>
 
+#include <algorithm>
 #include <memory>
 
 #include "imafs/quote.h"

@@ -85,9 +85,17 @@ Result<struct stat> TreeOps::set_attr(NodeId node, const AttrChange& change, con
   if (change.uid || change.gid) {
     const uid_t uid = change.uid.value_or(static_cast<uid_t>(-1));
     const gid_t gid = change.gid.value_or(static_cast<gid_t>(-1));
+    struct stat before {};
+    (void)::fstatat((*fd)->get(), "", &before, AT_EMPTY_PATH | AT_SYMLINK_NOFOLLOW);
     if (::fchownat((*fd)->get(), "", uid, gid, AT_EMPTY_PATH | AT_SYMLINK_NOFOLLOW) != 0) return fail(errno_error("chown"));
+    // That has cleared what a chown by us clears; a caller outside the old group loses one bit more.
+    constexpr mode_t sgid_alone = S_ISGID | S_IXGRP;
+    if ((before.st_mode & sgid_alone) == S_ISGID && !S_ISDIR(before.st_mode) && caller.uid != 0 && !is_in_group(caller, before.st_gid)) {
+      ::chmod(path.get(), before.st_mode & 07777 & ~(S_ISUID | S_ISGID));
+    }
+  } else if (change.kill_suidgid) {
+    kill_privileges((*fd)->get(), caller);
   }
-  if (change.kill_suidgid) kill_privileges((*fd)->get(), caller);
   if (change.mode && ::chmod(path.get(), *change.mode & 07777) != 0) return fail(errno_error("chmod"));
   if (change.atime || change.mtime) {
     const struct timespec omit {0, UTIME_OMIT};
