@@ -70,7 +70,7 @@ Result<Appended> Log::append(const LogEntry& entry, const EntryOrigin& origin) {
   std::unique_lock order(order_);
   if (entry.is_violation) ++violations_;
   // A TPM that nobody spoke to for a while may have been reset, or extended by somebody else.
-  if (std::chrono::steady_clock::now() - last_extend_ > kQuiet) (void)compare_with_tpm();
+  if (std::chrono::steady_clock::now() - last_contact_ > kQuiet) (void)compare_with_tpm();
   const std::uint32_t before = generation_;
   auto appended = append_in_order(prepared, origin);
   // A new log began instead: there the entry is new.
@@ -126,7 +126,7 @@ Result<Appended> Log::append_in_order(const Prepared& prepared, const EntryOrigi
     });
   }
   if (!may_repeat) index_.remember(prepared.key);
-  last_extend_ = std::chrono::steady_clock::now();
+  last_contact_ = std::chrono::steady_clock::now();
   return Appended::kLogged;
 }
 
@@ -251,6 +251,7 @@ Status Log::begin_anew() {
 
 Status Log::compare_with_tpm() {
   appended_since_check_ = 0;
+  last_contact_ = std::chrono::steady_clock::now();
   if (!tpm_) return {};
   if (auto settled = settle(); !settled) return settled;
   for (const auto& [pcr, value] : replayed()) {

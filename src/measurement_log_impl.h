@@ -132,7 +132,7 @@ class Log final : public MeasurementLog {
   std::deque<std::pair<std::uint32_t, BankValues>> missing_;
   std::uint64_t appended_since_check_ = 0;
   bool settled_by_cut_ = false;  // the last settle() took the pending entry back
-  std::chrono::steady_clock::time_point last_extend_;
+  std::chrono::steady_clock::time_point last_contact_;  // when the TPM was last extended or looked at
   Opening opening_;
 
   // Only while loading: entries that were to be extended, and the first one known not to have been.

@@ -17,6 +17,7 @@ struct SoftwareTpm {
   std::map<std::uint32_t, BankValues> pcrs;
   std::uint32_t resets = 1;
   std::uint64_t extends = 0;  // that took effect
+  std::uint64_t reads = 0;
   std::string name = "software TPM";
 
   BankValues& pcr(std::uint32_t index) { return pcrs.try_emplace(index, pcr_reset_values(banks, index)).first->second; }
@@ -65,6 +66,7 @@ class FaultyPcrExtender final : public PcrExtender {
 
   Result<BankValues> read(std::uint32_t pcr) override {
     const std::lock_guard lock(mutex_);
+    ++tpm_->reads;
     if (fault_ == Fault::kGone || lost_) return fail(EIO, "the TPM is gone");
     return tpm_->pcr(pcr);
   }
