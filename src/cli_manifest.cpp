@@ -8,7 +8,10 @@
 #include <array>
 #include <atomic>
 #include <cstdio>
+#include <map>
 #include <mutex>
+#include <string>
+#include <vector>
 
 #include "imafs/cli_attest.h"
 #include "imafs/file_hasher.h"

@@ -1,6 +1,7 @@
 // The first frame of a journal: whose log it is, and what its entries carry. Text, a key a line.
 #pragma once
 
+#include <cstdint>
 #include <string>
 #include <vector>
 

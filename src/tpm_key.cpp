@@ -10,6 +10,7 @@
 #include <tss2/tss2_mu.h>
 
 #include <algorithm>
+#include <cstdint>
 #include <memory>
 
 #include "imafs/quote.h"

@@ -2,6 +2,7 @@
 // the daemon that speaks to it.
 #pragma once
 
+#include <cstdint>
 #include <map>
 #include <memory>
 #include <mutex>

@@ -1,6 +1,7 @@
 // `imafs policy`: check, show, load and explain policies.
 #pragma once
 
+#include <cstdint>
 #include <optional>
 #include <string>
 #include <vector>

@@ -1,6 +1,7 @@
 // The mount: a libfuse session over the tree, the gate and the control directory.
 #pragma once
 
+#include <cstdint>
 #include <functional>
 #include <memory>
 #include <string>

@@ -1,6 +1,7 @@
 // Reads a journal that somebody else may be writing: the live one of a mount, or one in an archive. Changes nothing.
 #pragma once
 
+#include <cstdint>
 #include <string>
 #include <vector>
 

@@ -1,6 +1,7 @@
 // What --tpm SPEC means on this machine.
 #pragma once
 
+#include <cstdint>
 #include <functional>
 #include <memory>
 #include <string>
