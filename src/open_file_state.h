@@ -21,6 +21,7 @@ struct OpenFiles::File {
   bool busy = false;
   bool leased = false;  // set by the busy one, cleared by anybody
   bool broken = false;  // a lease was broken while busy
+  bool being_read = false;  // a measured open for reading is under way: who comes to write comes too late for it
   bool mapped = false;  // readers live on in mappings whose handles are closed
   bool check_mapped = false;  // the last reader left while busy
   bool listed_idle = false;

@@ -105,6 +105,7 @@ void OpenFiles::finish(std::unique_ptr<Opening> opening, Status status) {
   {
     Lock lock(mutex_);
     if (status) ++(opening->writes() ? file.writers : file.readers);
+    file.being_read = false;
     leave_busy(file, lock);
   }
   opening->done(std::move(result));
@@ -201,19 +202,24 @@ void OpenFiles::ask_again_for_mapped_readers(NodeId node) {
 
 // ---- descriptors ----
 
-// Frees the oldest idle files beyond the limit. Those with mapped readers stay: their lease is the only
-// thing that will tell us of a writer.
+// Frees idle files beyond the limit: the oldest one time, the newest the other, so that a tree which is read again and
+// again and is larger than the limit finds a part of it each time. Those with mapped readers stay: their lease is the
+// only thing that will tell us of a writer.
 void OpenFiles::trim_idle(Lock& lock) {
   std::vector<std::unique_ptr<File>> leaving;
-  std::size_t kept = 0;
-  for (auto it = idle_.begin(); it != idle_.end() && idle_.size() - kept > options_.idle_descriptors;) {
-    File& file = **it;
-    if (file.mapped) {
-      ++kept;
-      ++it;
-      continue;
+  const auto can_go = [](const File* file) { return !file->mapped; };
+  while (idle_.size() > options_.idle_descriptors) {
+    trims_newest_ = !trims_newest_;
+    auto victim = idle_.end();
+    if (trims_newest_) {
+      const auto newest = std::find_if(idle_.rbegin(), idle_.rend(), can_go);
+      if (newest != idle_.rend()) victim = std::prev(newest.base());
+    } else {
+      victim = std::find_if(idle_.begin(), idle_.end(), can_go);
     }
-    it = idle_.erase(it);
+    if (victim == idle_.end()) break;
+    File& file = **victim;
+    idle_.erase(victim);
     const auto found = files_.find(file.node);
     leaving.push_back(std::move(found->second));
     files_.erase(found);
@@ -331,7 +337,7 @@ void OpenFiles::break_lease(File& file) {
       std::this_thread::sleep_for(kPoll);
       lock.lock();
     }
-    open_here = file.readers > 0 || file.mapped;
+    open_here = file.readers > 0 || file.being_read || file.mapped;
     file.mapped = false;
   }
   bool emit = false;

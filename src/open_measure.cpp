@@ -331,17 +331,32 @@ Status OpenFiles::open_for_reading(Opening& opening) {
   File& file = *opening.file;
   Status status;
   if (!opening.orders.empty()) {
+    const auto is_watched = [&] {
+      return std::any_of(opening.orders.begin(), opening.orders.end(), [](const MeasureOrder& order) {
+        return order.hook == Hook::kFileCheck || order.hook == Hook::kMmapCheck || order.hook == Hook::kMmapCheckReqprot;
+      });
+    };
+    bool watches = is_watched();
+    bool was_armed = false;
+    // Before there is a lease, and until finish() counts the reader: a break in between must not find nobody.
+    if (watches) {
+      cache_.with(file.node, [&](FileRecord& record) {
+        was_armed = record.may_emit_tomtou();
+        record.measured_reader_opened();
+      });
+      const Lock lock(mutex_);
+      file.being_read = true;
+    }
     const Writers writers = find_writers(file);
     if (writers == Writers::kTracked && opening.facts.is_exec && is_written_through_mount(file)) {
       // The kernel is about to refuse to run a file that is open for writing: only the open happens.
       std::erase_if(opening.orders, [](const MeasureOrder& order) { return order.hook != Hook::kFileCheck; });
+      if (std::exchange(watches, is_watched()) && !watches && !was_armed) {
+        cache_.with(file.node, [](FileRecord& record) { (void)record.take_tomtou(); });
+      }
     }
-    const bool watches = std::any_of(opening.orders.begin(), opening.orders.end(), [](const MeasureOrder& order) {
-      return order.hook == Hook::kFileCheck || order.hook == Hook::kMmapCheck || order.hook == Hook::kMmapCheckReqprot;
-    });
     bool emit = false;
     cache_.with(file.node, [&](FileRecord& record) {
-      if (watches) record.measured_reader_opened();
       if (writers == Writers::kNone) record.writing_phase_ended();
       emit = watches && writers != Writers::kNone && record.take_open_writers();
       // IMA: of writers beside us nothing tells one from the next, so each open has its own violation.

@@ -70,11 +70,15 @@ bool SwtpmProcess::is_ours(pid_t pid) const {
   return command && command->find("swtpm") != std::string::npos && command->find("path=" + socket_ + '\0') != std::string::npos;
 }
 
-bool SwtpmProcess::find() {
+pid_t SwtpmProcess::noted_pid() const {
   const auto text = read_file(directory_ + "/pid", 64);
-  if (!text) return false;
   pid_t pid = 0;
-  std::from_chars(text->data(), text->data() + text->size(), pid);
+  if (text) std::from_chars(text->data(), text->data() + text->size(), pid);
+  return pid;
+}
+
+bool SwtpmProcess::find() {
+  const pid_t pid = noted_pid();
   if (pid <= 0 || !is_ours(pid) || !connect_to(socket_ + ".ctrl")) return false;
   pid_ = pid;
   return true;
@@ -122,6 +126,12 @@ Status SwtpmProcess::start() {
 
 Status SwtpmProcess::revive() {
   if (find()) return {};
+  // One that lives and cannot be reached (its sockets are gone) holds the state: it has to go first.
+  if (const pid_t pid = noted_pid(); pid > 0 && is_ours(pid)) {
+    ::kill(pid, SIGTERM);
+    const auto until = std::chrono::steady_clock::now() + kStopLimit;
+    while (is_ours(pid) && std::chrono::steady_clock::now() < until) std::this_thread::sleep_for(std::chrono::milliseconds(2));
+  }
   return start();
 }
 
@@ -143,9 +153,12 @@ void SwtpmProcess::stop() {
       asked = true;
     }
   }
-  ::unlink(socket_.c_str());
-  ::unlink((socket_ + ".ctrl").c_str());
-  ::unlink((directory_ + "/pid").c_str());
+  // The directory may have been removed and made anew, and be another one's by now.
+  if (noted_pid() == pid_ || noted_pid() == 0) {
+    ::unlink(socket_.c_str());
+    ::unlink((socket_ + ".ctrl").c_str());
+    ::unlink((directory_ + "/pid").c_str());
+  }
   pid_ = 0;
 }
 

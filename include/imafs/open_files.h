@@ -143,6 +143,7 @@ class OpenFiles {
 
   mutable std::mutex mutex_;
   std::unordered_map<NodeId, std::unique_ptr<File>> files_;  // guarded by mutex_
+  bool trims_newest_ = false;    // guarded by mutex_
   std::list<File*> idle_;        // guarded by mutex_; files nobody has open, the longest idle first
   std::vector<File*> by_fd_;     // guarded by mutex_; which file a lease's descriptor belongs to
   std::atomic<unsigned> inline_hashes_{0};

@@ -28,6 +28,7 @@ class SwtpmProcess {
 
  private:
   SwtpmProcess(std::string directory, std::string socket);
+  pid_t noted_pid() const;  // 0: none
   bool find();
   Status start();
   bool is_ours(pid_t pid) const;

@@ -155,6 +155,18 @@ class PrivateSwtpm(unittest.TestCase):
             self.assertEqual(['/b', '/a'], mount.names())
             self.assertEqual(0, mount.verify().returncode)
 
+    def test_sockets_that_were_removed_end_the_swtpm_and_start_another(self):
+        with Mount() as mount:
+            write(mount.backing + '/a', 'a')
+            self.assertEqual('a', try_read(mount.path + '/a'))
+            for name in ('sock', 'sock.ctrl'):
+                os.unlink(f'{mount.state}/tpm/{name}')
+            time.sleep(QUIET)
+            write(mount.backing + '/b', 'b')
+            self.assertEqual('b', try_read(mount.path + '/b'))
+            self.assertEqual(['/b'], mount.names())
+            self.assertEqual(0, mount.verify().returncode)
+
 
 if __name__ == '__main__':
     if os.geteuid() != 0:
