@@ -127,7 +127,9 @@ class Measuring(unittest.TestCase):
             expected = {(b'sha256:' + hashlib.sha256(b'content %d' % i).hexdigest().encode(), b'/f%d' % i) for i in range(5000)}
             self.assertEqual(5000, len(stable))
             self.assertEqual(expected, set(stable))
-            self.assertEqual(200, len(log) - len(stable))
+            # A close(2) whose RELEASE takes longer than 50 ms to arrive counts as a writer, and is a violation: not a state.
+            states = [digest for digest, name in log if name == b'/changing' and not digest.endswith(b'0' * 64)]
+            self.assertEqual([b'sha256:' + hashlib.sha256(b'state %d' % i).hexdigest().encode() for i in range(200)], states)
             self.assertEqual(0, mount.verify().returncode)
 
     def test_after_a_crash_the_log_goes_on_and_verifies(self):
