@@ -239,26 +239,9 @@ class TpmExtender final : public PcrExtender {
   // The name of the default ECC primary key of the endorsement hierarchy: made from the TPM's own seed, it is the
   // same for the TPM's whole life and no other TPM's. Where the hierarchy is locked: the way to the TPM.
   std::string ask_identity() {
-    TPM2B_PUBLIC form {};
-    TPMT_PUBLIC& area = form.publicArea;
-    area.type = TPM2_ALG_ECC;
-    area.nameAlg = TPM2_ALG_SHA256;
-    area.objectAttributes = TPMA_OBJECT_FIXEDTPM | TPMA_OBJECT_FIXEDPARENT | TPMA_OBJECT_SENSITIVEDATAORIGIN |
-                            TPMA_OBJECT_USERWITHAUTH | TPMA_OBJECT_RESTRICTED | TPMA_OBJECT_DECRYPT;
-    TPMS_ECC_PARMS& ecc = area.parameters.eccDetail;
-    ecc.symmetric.algorithm = TPM2_ALG_AES;
-    ecc.symmetric.keyBits.aes = 128;
-    ecc.symmetric.mode.aes = TPM2_ALG_CFB;
-    ecc.scheme.scheme = TPM2_ALG_NULL;
-    ecc.curveID = TPM2_ECC_NIST_P256;
-    ecc.kdf.scheme = TPM2_ALG_NULL;
-    const auto made = run<EsysPtr<TPM2B_PUBLIC>>("TPM2_CreatePrimary", [form](ESYS_CONTEXT* esys, EsysPtr<TPM2B_PUBLIC>& answer) {
-      const TPM2B_SENSITIVE_CREATE sensitive {};
-      const TPM2B_DATA outside {};
-      const TPML_PCR_SELECTION creation {};
+    const auto made = run<EsysPtr<TPM2B_PUBLIC>>("TPM2_CreatePrimary", [](ESYS_CONTEXT* esys, EsysPtr<TPM2B_PUBLIC>& answer) {
       ESYS_TR key = ESYS_TR_NONE;
-      const TSS2_RC code = ::Esys_CreatePrimary(esys, ESYS_TR_RH_ENDORSEMENT, ESYS_TR_PASSWORD, ESYS_TR_NONE, ESYS_TR_NONE,
-                                                &sensitive, &form, &outside, &creation, &key, Out(answer), nullptr, nullptr, nullptr);
+      const TSS2_RC code = create_primary(esys, ESYS_TR_RH_ENDORSEMENT, TPMA_OBJECT_DECRYPT, key, answer);
       return code == TSS2_RC_SUCCESS ? ::Esys_FlushContext(esys, key) : code;
     });
     if (!made) return tcti_;

@@ -43,23 +43,7 @@ Result<std::unique_ptr<Key>> attestation_key(ESYS_CONTEXT* esys, std::uint32_t p
     code = ::Esys_TR_FromTPMPublic(esys, persistent, ESYS_TR_NONE, ESYS_TR_NONE, ESYS_TR_NONE, &handle);
     if (code == TSS2_RC_SUCCESS) code = ::Esys_ReadPublic(esys, handle, ESYS_TR_NONE, ESYS_TR_NONE, ESYS_TR_NONE, Out(made), nullptr, nullptr);
   } else {
-    TPM2B_PUBLIC form {};
-    TPMT_PUBLIC& area = form.publicArea;
-    area.type = TPM2_ALG_ECC;
-    area.nameAlg = TPM2_ALG_SHA256;
-    area.objectAttributes = TPMA_OBJECT_FIXEDTPM | TPMA_OBJECT_FIXEDPARENT | TPMA_OBJECT_SENSITIVEDATAORIGIN |
-                            TPMA_OBJECT_USERWITHAUTH | TPMA_OBJECT_RESTRICTED | TPMA_OBJECT_SIGN_ENCRYPT;
-    TPMS_ECC_PARMS& ecc = area.parameters.eccDetail;
-    ecc.symmetric.algorithm = TPM2_ALG_NULL;
-    ecc.scheme.scheme = TPM2_ALG_ECDSA;
-    ecc.scheme.details.ecdsa.hashAlg = TPM2_ALG_SHA256;
-    ecc.curveID = TPM2_ECC_NIST_P256;
-    ecc.kdf.scheme = TPM2_ALG_NULL;
-    const TPM2B_SENSITIVE_CREATE sensitive {};
-    const TPM2B_DATA outside {};
-    const TPML_PCR_SELECTION creation {};
-    code = ::Esys_CreatePrimary(esys, ESYS_TR_RH_OWNER, ESYS_TR_PASSWORD, ESYS_TR_NONE, ESYS_TR_NONE, &sensitive, &form, &outside,
-                                &creation, &handle, Out(made), nullptr, nullptr, nullptr);
+    code = create_primary(esys, ESYS_TR_RH_OWNER, TPMA_OBJECT_SIGN_ENCRYPT, handle, made);
   }
   if (code != TSS2_RC_SUCCESS) return tpm_error(code, persistent != 0 ? "no attestation key at that handle" : "TPM2_CreatePrimary");
   auto key = std::make_unique<Key>(esys, handle, persistent == 0);

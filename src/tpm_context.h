@@ -62,4 +62,33 @@ class Out {
   T* raw_ = nullptr;
 };
 
+// The default ECC P-256 restricted primary key of a hierarchy, made from the TPM's own seed: the same each time. `use`:
+// TPMA_OBJECT_DECRYPT, a storage key; TPMA_OBJECT_SIGN_ENCRYPT, one that signs with ECDSA and SHA-256.
+inline TSS2_RC create_primary(ESYS_CONTEXT* esys, ESYS_TR hierarchy, TPMA_OBJECT use, ESYS_TR& key, EsysPtr<TPM2B_PUBLIC>& answer) {
+  TPM2B_PUBLIC form {};
+  TPMT_PUBLIC& area = form.publicArea;
+  area.type = TPM2_ALG_ECC;
+  area.nameAlg = TPM2_ALG_SHA256;
+  area.objectAttributes = TPMA_OBJECT_FIXEDTPM | TPMA_OBJECT_FIXEDPARENT | TPMA_OBJECT_SENSITIVEDATAORIGIN |
+                          TPMA_OBJECT_USERWITHAUTH | TPMA_OBJECT_RESTRICTED | use;
+  TPMS_ECC_PARMS& ecc = area.parameters.eccDetail;
+  ecc.curveID = TPM2_ECC_NIST_P256;
+  ecc.kdf.scheme = TPM2_ALG_NULL;
+  ecc.symmetric.algorithm = TPM2_ALG_NULL;
+  ecc.scheme.scheme = TPM2_ALG_NULL;
+  if (use == TPMA_OBJECT_DECRYPT) {
+    ecc.symmetric.algorithm = TPM2_ALG_AES;
+    ecc.symmetric.keyBits.aes = 128;
+    ecc.symmetric.mode.aes = TPM2_ALG_CFB;
+  } else {
+    ecc.scheme.scheme = TPM2_ALG_ECDSA;
+    ecc.scheme.details.ecdsa.hashAlg = TPM2_ALG_SHA256;
+  }
+  const TPM2B_SENSITIVE_CREATE sensitive {};
+  const TPM2B_DATA outside {};
+  const TPML_PCR_SELECTION creation {};
+  return ::Esys_CreatePrimary(esys, hierarchy, ESYS_TR_PASSWORD, ESYS_TR_NONE, ESYS_TR_NONE, &sensitive, &form, &outside, &creation,
+                              &key, Out(answer), nullptr, nullptr, nullptr);
+}
+
 }  // namespace imafs

@@ -1,0 +1,63 @@
+#!/usr/bin/env python3
+"""Many inodes: walked by find, read by 8 processes; memory an inode, descriptors, and what is left when the kernel forgets.
+FILES: 30,000; FILES=1000000 by hand."""
+import os
+import subprocess
+import sys
+import time
+import unittest
+
+from mounting import Mount
+
+FILES = int(os.environ.get('FILES', '30000'))
+
+
+def resident(pid):
+    with open(f'/proc/{pid}/status') as status:
+        return next(int(line.split()[1]) * 1024 for line in status if line.startswith('VmRSS'))
+
+
+def descriptors(pid):
+    return len(os.listdir(f'/proc/{pid}/fd'))
+
+
+class Inodes(unittest.TestCase):
+    def test_a_walk_costs_memory_by_the_inode_and_no_descriptors(self):
+        # A million journal entries are another test's: here nothing is measured.
+        with Mount('--policy', 'builtin:none') as mount:
+            for i in range(FILES):
+                if i % 1000 == 0:
+                    os.mkdir(f'{mount.backing}/{i // 1000}')
+                os.close(os.open(f'{mount.backing}/{i // 1000}/{i}', os.O_CREAT | os.O_WRONLY))
+            pid = mount.daemon_pid()
+            with open(mount.path + '/0/0'):
+                pass
+            base = resident(pid)
+            subprocess.run(['find', mount.path, '-size', '+1', '-newer', mount.path], check=True)
+            known = mount.status()['counters']['imafs_known_inodes']
+            each = (resident(pid) - base) / max(known, 1)
+            readers = [subprocess.Popen(f'find {mount.path} -type f -path "*{digit}" -print0 | xargs -0 cat', shell=True) for digit in range(8)]
+            most = 0
+            while any(reader.poll() is None for reader in readers):
+                most = max(most, descriptors(pid))
+                time.sleep(0.01)
+            self.assertEqual([0] * 8, [reader.returncode for reader in readers])
+            print(f'{known} inodes known: {each:.0f} bytes each; at most {most} descriptors', flush=True)
+            self.assertGreater(known, FILES * 0.9)
+            self.assertLessEqual(most, 2000)
+            if FILES >= 100000:  # below, what the allocator keeps in reserve counts for more
+                self.assertLessEqual(each, 300)
+            with open('/proc/sys/vm/drop_caches', 'w') as control:
+                control.write('2')
+            for _ in range(100):
+                if mount.status()['counters']['imafs_known_inodes'] < 100 and descriptors(pid) < 100:
+                    break
+                time.sleep(0.2)
+            self.assertLess(mount.status()['counters']['imafs_known_inodes'], 100)
+            self.assertLess(descriptors(pid), 100)
+
+
+if __name__ == '__main__':
+    if os.geteuid() != 0:
+        sys.exit(77)
+    unittest.main(verbosity=2)
