@@ -10,6 +10,7 @@
 #include "imafs/cli_log.h"
 #include "imafs/cli_policy.h"
 #include "imafs/cli_run.h"
+#include "imafs/cli_top.h"
 #include "imafs/cli_verify.h"
 #include "imafs/mount_command.h"
 #include "imafs/version.h"
@@ -155,6 +156,10 @@ ExitCode run_command_line(int argc, char** argv) {
   manifest_command->add_option("--path-prefix", manifest.path_prefix, "put before paths, as the mount does");
   manifest_command->add_flag("--one-file-system", manifest.one_file_system, "do not cross mounts");
 
+  TopOptions top;
+  auto* const top_command = app.add_subcommand("top", "a mount as it works, on a terminal; q ends it");
+  top_command->add_option("MOUNTPOINT", top.mountpoint, "the mount")->required();
+  top_command->add_option("--interval", top.seconds, "seconds between two looks")->capture_default_str();
   RunOptions run;
   auto* const run_command = app.add_subcommand("run", "run a command on a measured view of the tree, and say what it read");
   run_command->add_option("--root", run.root, "the tree")->capture_default_str();
@@ -218,6 +223,7 @@ ExitCode run_command_line(int argc, char** argv) {
     if (!verify_quote.directory.empty()) return run_verify_quote(verify_quote);
     return verify.target.empty() && verify.state.empty() ? complain("verify what? A TARGET, --quote DIR, or --state DIR") : run_verify(verify);
   }
+  if (top_command->parsed()) return run_top(top);
   if (run_command->parsed()) return static_cast<ExitCode>(run_run(run));
   if (quote_command->parsed()) return run_quote(quote);
   if (manifest_command->parsed()) return run_manifest(manifest);

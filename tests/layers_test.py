@@ -23,6 +23,7 @@ FENCES = {
     'fuse': {'fuse_ops.h', 'fuse_session.cpp'},
     'spdlog/': {'diag.cpp'},
     'CLI/': {'cli.cpp'},
+    'curses': {'cli_top.cpp'},
 }
 
 INCLUDE = re.compile(r'^[ \t]*#[ \t]*include[ \t]+([<"])([^>"]+)[>"]', re.MULTILINE)

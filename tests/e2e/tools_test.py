@@ -5,6 +5,8 @@ import glob
 import io
 import json
 import os
+import pty
+import select
 import subprocess
 import sys
 import time
@@ -119,6 +121,44 @@ class Archives(unittest.TestCase):
             self.assertIn('archive/2', tool('verify', '--state', mount.state, check=1))
         finally:
             mount.__exit__()
+
+
+class Top(unittest.TestCase):
+    def test_it_shows_what_happens_and_ends_with_q_or_the_mount(self):
+        with Mount() as mount:
+            for ending in ('q', 'umount'):
+                pid, terminal = pty.fork()
+                if pid == 0:
+                    os.environ.update(TERM='xterm', LINES='30', COLUMNS='120', LANG='C.UTF-8')
+                    os.execv(IMAFS, [IMAFS, 'top', mount.path, '--interval', '0.2'])
+                seen = b''
+
+                def wait_for(text):
+                    nonlocal seen
+                    until = time.monotonic() + 20
+                    while text not in seen and time.monotonic() < until:
+                        if select.select([terminal], [], [], 0.1)[0]:
+                            seen += os.read(terminal, 65536)
+                    self.assertIn(text, seen)
+                wait_for(b'replays to the PCR')
+                fill(mount, 1, first=len(ending))
+                wait_for(b'/f%d' % len(ending))
+                if ending == 'q':
+                    os.write(terminal, b'q')
+                else:
+                    mount.stop()
+                until = time.monotonic() + 10
+                done = (0, 0)
+                while done[0] == 0 and time.monotonic() < until:
+                    if select.select([terminal], [], [], 0.05)[0]:
+                        try:
+                            os.read(terminal, 65536)
+                        except OSError:
+                            pass
+                    done = os.waitpid(pid, os.WNOHANG)
+                self.assertEqual((pid, 0), done)
+                os.close(terminal)
+        tool('top', '/no/such', check=2)
 
 
 if __name__ == '__main__':
