@@ -153,6 +153,7 @@ class Session final : public FuseSession {
             [this](NodeId node) {
               notices_.post([this, node] { ::fuse_lowlevel_notify_inval_inode(session_.get(), node, 0, 0); });
             },
+            [this](NodeId node) { ::fuse_lowlevel_notify_inval_inode(session_.get(), node, -1, 0); },
             [this]() -> std::optional<bool> {
               std::array<char, 16> text{};
               if (!waiting_ || ::pread(waiting_.get(), text.data(), text.size() - 1, 0) <= 0) return std::nullopt;

@@ -12,7 +12,7 @@ constexpr int kStableReads = 3;  // without a lease: how often to read a file th
 
 }  // namespace
 
-Status OpenFiles::measure(Opening& opening, Writers writers) {
+Status OpenFiles::measure(Opening& opening, Writers& writers) {
   File& file = *opening.file;
   bool needed = false;
   bool watched = false;

@@ -330,6 +330,7 @@ bool OpenFiles::has_readers(File& file) {
 Status OpenFiles::open_for_reading(Opening& opening) {
   File& file = *opening.file;
   Status status;
+  Writers writers = Writers::kNone;
   if (!opening.orders.empty()) {
     const auto is_watched = [&] {
       return std::any_of(opening.orders.begin(), opening.orders.end(), [](const MeasureOrder& order) {
@@ -347,7 +348,7 @@ Status OpenFiles::open_for_reading(Opening& opening) {
       const Lock lock(mutex_);
       file.being_read = true;
     }
-    const Writers writers = find_writers(file);
+    writers = find_writers(file);
     if (writers == Writers::kTracked && opening.facts.is_exec && is_written_through_mount(file)) {
       // The kernel is about to refuse to run a file that is open for writing: only the open happens.
       std::erase_if(opening.orders, [](const MeasureOrder& order) { return order.hook != Hook::kFileCheck; });
@@ -370,11 +371,13 @@ Status OpenFiles::open_for_reading(Opening& opening) {
   }
   if (status && (opening.request.flags & O_TRUNC) != 0) status = truncate(opening);
   if (status && file.backing_id == 0 && file.anchor) {
-    // The kernel may keep the pages it has if the file is as it was when they were read.
+    // The kernel may keep the pages it has if the file is as it was when they were read; while somebody writes to it,
+    // no version says that.
     const auto attr = stat_of(file.anchor.get());
-    const FileVersion version = attr ? version_of(*attr) : FileVersion{};
-    file.keep_cache = attr && version == file.cached_version && now_ns() - version.ctime_ns > kClockGrainNs;
+    const FileVersion version = attr && writers == Writers::kNone ? version_of(*attr) : FileVersion{};
+    file.keep_cache = version != FileVersion{} && version == file.cached_version && now_ns() - version.ctime_ns > kClockGrainNs;
     file.cached_version = version;
+    if (!file.keep_cache) kernel_.drop_attributes(file.node);
   }
   return status;
 }
@@ -392,7 +395,10 @@ Status OpenFiles::open_for_writing(Opening& opening) {
       status = store_violation(file, Violation::kToMToU, opening.request.who, opening.path);
     }
   }
-  if (status && !opening.orders.empty()) status = measure(opening, find_writers(file));
+  if (status && !opening.orders.empty()) {
+    Writers writers = find_writers(file);
+    status = measure(opening, writers);
+  }
   if (!status) return status;
   if (auto closed = end_writing_phase(file); !closed) return closed;
   // Our own open would wait for our own lease.

@@ -41,6 +41,7 @@ class OpenFiles {
     std::function<int(int fd)> open_backing;     // a backing id > 0, or a negative errno
     std::function<void(int id)> close_backing;
     std::function<void(NodeId)> drop_page_cache;
+    std::function<void(NodeId)> drop_attributes;  // at once; among them the size, which ends a cached read
     // Whether no request is on its way to us or in work; nothing if that cannot be learnt.
     std::function<std::optional<bool>()> is_idle;
   };
@@ -129,7 +130,7 @@ class OpenFiles {
   LeaseKeeper::Answer take_lease(File& file, LeaseKeeper::Answer (LeaseKeeper::*ask)(int));
   bool has_readers(File& file);
   Status end_writing_phase(File& file);
-  Status measure(Opening& opening, Writers writers);
+  Status measure(Opening& opening, Writers& writers);
   Result<Collected> collect(Opening& opening, const MeasureOrder& order, Writers& writers);
   Status store_violation(File& file, Violation violation, const Requester& who, const std::string& path);
   bool hashes_inline(const Opening& opening);

@@ -189,6 +189,7 @@ class Measuring(unittest.TestCase):
         with Mount() as mount:
             write(mount.backing + '/f', b'old')
             read(mount.path + '/f')
+            mount.settle()
             write(mount.backing + '/f', b'new')
             self.assertEqual(b'new', read(mount.path + '/f'))
             self.assertEqual(b'0\n', mount.control('violations'))

@@ -59,6 +59,14 @@ class Mount:
     def status(self):
         return json.loads(self.control('status'))
 
+    def settle(self):
+        """Waits until the daemon knows that no file is open: close(2) does not wait for its RELEASE."""
+        for _ in range(1000):
+            if self.status()['counters']['imafs_open_files'] == 0:
+                return
+            time.sleep(0.005)
+        raise AssertionError('files stay open')
+
     def verify(self, *words):
         return subprocess.run([IMAFS, 'verify', self.path, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, timeout=120)
 

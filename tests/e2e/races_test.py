@@ -148,6 +148,10 @@ class Races(unittest.TestCase):
         self.assertGreaterEqual(reads, ROUNDS // READERS * READERS)
         self.assertLess(statistics.median(opens), 0.05)
 
+    def test_nor_one_through_the_daemon(self):
+        silent, _, _ = races(int(os.environ.get('SEED', time.time_ns() % 100000)), ROUNDS, '--no-passthrough')
+        self.assertEqual([], silent)
+
     def test_without_leases_the_same_judge_finds_one(self):
         for seed in range(5):
             silent, _, _ = races(seed, 1000, '--no-leases')

@@ -71,9 +71,10 @@ class Slot:
 
 
 class Interpreter:
-    def __init__(self, root, control, out, rewrite):
-        """`rewrite` maps the paths of the scenario (bytes) to those of this machine."""
-        self.root, self.control, self.out, self.rewrite = root, control, out, rewrite
+    def __init__(self, root, control, out, rewrite, settle):
+        """`rewrite` maps the paths of the scenario (bytes) to those of this machine; `settle` returns when the mount
+        has done what it was asked."""
+        self.root, self.control, self.out, self.rewrite, self.settle = root, control, out, rewrite, settle
         self.slots = {}
         self.watching = True
         self.seen, self.violations = 0, 0
@@ -140,6 +141,7 @@ class Interpreter:
                 shown = line[:SHOWN_WIDTH] + (b'...' if len(line) > SHOWN_WIDTH else b'')
                 self.say(b'%3d: %s' % (number, shown))
                 self.step(words_of(line))
+                self.settle()
                 self.report()
         self.close_all()
 

@@ -21,6 +21,7 @@ from interpreter import Interpreter
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 MOUNT = '/mnt'
+CONNECTIONS = '/sys/fs/fuse/connections'
 UUID = '11111111-2222-3333-4444-555555555555'
 OTHER_UUID = '22222222-3333-4444-5555-666666666666'
 BANKS = ('sha1', 'sha256', 'sha384', 'sha512')
@@ -115,6 +116,14 @@ def exceptions():
     return found
 
 
+def settle(device):
+    """Waits until no request is on its way to the daemon: close(2) does not wait for its RELEASE."""
+    for _ in range(1000):
+        if int(read(f'{CONNECTIONS}/{os.minor(device)}/waiting')) == 0:
+            return
+        time.sleep(0.001)
+
+
 def replay(imafs, data, name, work):
     """The differences between a scenario and what imafs makes of it."""
     scenario = f'{data}/{name}'
@@ -130,7 +139,8 @@ def replay(imafs, data, name, work):
             return word
 
         with open(work + '/transcript', 'wb') as out:
-            interpreter = Interpreter(MOUNT, MOUNT + '/.ima', out, rewrite)
+            device = os.stat(MOUNT).st_dev
+            interpreter = Interpreter(MOUNT, MOUNT + '/.ima', out, rewrite, lambda: settle(device))
             os.umask(0o022)
             os.chdir(MOUNT)
             interpreter.run(scenario + '/ops')
@@ -179,6 +189,8 @@ def main(arguments):
     if os.environ.get('IMAFS_REPLAY_NAMESPACE') != '1':
         os.environ['IMAFS_REPLAY_NAMESPACE'] = '1'
         os.execvp('unshare', ['unshare', '--mount', '--propagation', 'private', sys.executable, *sys.argv])
+    if not os.listdir(CONNECTIONS):
+        run('mount', '-t', 'fusectl', 'fusectl', CONNECTIONS)  # for this mount namespace
     expected, failed = exceptions(), 0
     for name in names:
         work = tempfile.mkdtemp(prefix='imafs-golden-')
