@@ -13,7 +13,7 @@
 
 #include "imafs/cli_verify.h"
 #include "imafs/entry_view.h"
-#include "imafs/journal_reader.h"
+#include "imafs/log_source.h"
 #include "imafs/mount_info.h"
 #include "imafs/policy_matcher.h"
 #include "imafs/posix_file.h"
@@ -23,8 +23,6 @@ namespace imafs {
 namespace {
 
 using Json = nlohmann::ordered_json;
-
-constexpr std::size_t kMaxLog = std::size_t{4} << 30;
 
 ExitCode complain(const Error& error) {
   std::fprintf(stderr, "imafs: %s\n", error.what.c_str());
@@ -54,6 +52,7 @@ Json to_json(const JournalEntryRead& entry, std::uint64_t index) {
     json["pid"] = entry.origin.pid;
     json["uid"] = entry.origin.uid;
     json["comm"] = entry.origin.comm;
+    json["size"] = entry.origin.size;
   }
   json["pcr"] = entry.entry.pcr;
   json["template"] = entry.entry.template_name;
@@ -93,7 +92,7 @@ std::string csv_field(const std::string& text) {
 std::string to_csv(const JournalEntryRead& entry, std::uint64_t index) {
   const EntryView view = view_of(entry.entry);
   return std::to_string(index) + ',' + time_text(entry.origin.time_ns) + ',' + std::to_string(entry.origin.pid) + ',' +
-         std::to_string(entry.origin.uid) + ',' + csv_field(entry.origin.comm) + ',' + std::to_string(entry.entry.pcr) + ',' +
+         std::to_string(entry.origin.uid) + ',' + csv_field(entry.origin.comm) + ',' + std::to_string(entry.origin.size) + ',' + std::to_string(entry.entry.pcr) + ',' +
          csv_field(entry.entry.template_name) + ',' + (entry.entry.is_violation ? "1" : "0") + ',' + digest_text(view) + ',' +
          csv_field(view.name) + '\n';
 }
@@ -116,7 +115,7 @@ class Writer {
       };
     };
     if (format == "text") return Writer{"", to_line, "", ""};
-    if (format == "csv") return Writer{"index,time,pid,uid,comm,pcr,template,violation,digest,name\n", to_csv, "", ""};
+    if (format == "csv") return Writer{"index,time,pid,uid,comm,size,pcr,template,violation,digest,name\n", to_csv, "", ""};
     if (format == "ndjson") return Writer{"", json(to_json, "\n"), "", ""};
     if (format == "json") return Writer{"[\n", json(to_json, ""), ",\n", "\n]\n"};
     if (format == "cel-json") return Writer{"[\n", json(to_cel, ""), ",\n", "\n]\n"};
@@ -145,40 +144,6 @@ bool is_wanted(const JournalEntryRead& entry, const LogExportOptions& options) {
   if (options.uid && entry.origin.uid != *options.uid) return false;
   if (!options.comm.empty() && entry.origin.comm != options.comm) return false;
   return options.path.empty() || glob_matches(options.path, view_of(entry.entry).name);
-}
-
-Result<JournalRead> read_binary_log(const std::string& path) {
-  const auto bytes = read_file(path, kMaxLog);
-  if (!bytes) return fail(bytes.error());
-  const auto size = guess_digest_size(as_bytes(*bytes));
-  if (!size) return fail(EBADMSG, "'" + path + "': " + size.error().what);
-  auto records = decode_log(as_bytes(*bytes), *size);
-  if (!records) return fail(EBADMSG, "'" + path + "': " + records.error().what);
-  JournalRead log;
-  for (DecodedRecord& record : *records) {
-    JournalEntryRead entry;
-    entry.entry = std::move(record.entry);
-    for (const HashAlgorithm algorithm : {HashAlgorithm::kSha1, HashAlgorithm::kSha256, HashAlgorithm::kSha384, HashAlgorithm::kSha512}) {
-      if (digest_size(algorithm) == *size) entry.digests.emplace_back(algorithm, std::move(record.template_digest));
-    }
-    log.entries.push_back(std::move(entry));
-  }
-  return log;
-}
-
-// Where the journal of `target` is. Of a mount's, entries from `limit` on are not extended yet.
-struct Place {
-  std::string directory;
-  std::uint64_t limit = ~std::uint64_t{0};
-  bool is_mount = false;
-};
-
-Result<Place> place_of(const std::string& target) {
-  if (const auto info = read_mount_info(target)) return Place{info->state + "/journal", info->entries, true};
-  for (const char* below : {"", "/journal"}) {
-    if (::access((target + below + "/journal.000001").c_str(), F_OK) == 0) return Place{target + below};
-  }
-  return fail(ENOENT, "'" + target + "' is no imafs mount, no state or archive directory, and no log");
 }
 
 // Returns when the log of the mount has grown, or after a second.
@@ -213,7 +178,7 @@ ExitCode run_log_export(const LogExportOptions& options) {
     put(log.entries.size());
   } else {
     for (;;) {
-      const auto place = place_of(options.target);
+      const auto place = find_journal(options.target);
       if (!place) return complain(place.error());
       if (options.follow && !place->is_mount) return complain({EINVAL, "only the log of a mount can be followed"});
       if (auto read = read_on(place->directory, log); !read) return complain(read.error());

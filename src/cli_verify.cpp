@@ -231,31 +231,36 @@ ExitCode verify_state(const VerifyOptions& options) {
 
 }  // namespace
 
-ExitCode run_verify(const VerifyOptions& options) {
-  if (!options.state.empty()) return verify_state(options);
+Result<Verification> verify_target(const VerifyOptions& options) {
   struct stat attr {};
-  if (::stat(options.target.c_str(), &attr) != 0) return could_not_check(errno_error("'" + options.target + "'"));
-  Verification result;
+  if (::stat(options.target.c_str(), &attr) != 0) return fail(errno_error("'" + options.target + "'"));
   if (!S_ISDIR(attr.st_mode)) {
     const auto material = material_of_log(options);
-    if (!material) return could_not_check(material.error());
-    result = verify_log(material->log, material->digest_bytes, material->banks, material->expected, material->base);
-  } else {
-    auto mount = MountLog::open(options);
-    if (!mount) return could_not_check(mount.error());
-    std::uint64_t entries = 0;
-    for (int round = 0; round < kRounds; ++round) {
-      const auto material = mount->read();
-      if (!material) return could_not_check(material.error());
-      result = verify_log(material->log, material->digest_bytes, material->banks, material->expected, material->base);
-      // A PCR that is ahead of a log that still grows is the log's, later.
-      const bool grew = round == 0 || result.entries != entries;
-      entries = result.entries;
-      if (result.verdict != Verdict::kMismatch || !mount->can_grow() || !grew) break;
-    }
+    if (!material) return fail(material.error());
+    return verify_log(material->log, material->digest_bytes, material->banks, material->expected, material->base);
   }
-  print(result, options);
-  return exit_code_of(result.verdict);
+  auto mount = MountLog::open(options);
+  if (!mount) return fail(mount.error());
+  Verification result;
+  std::uint64_t entries = 0;
+  for (int round = 0; round < kRounds; ++round) {
+    const auto material = mount->read();
+    if (!material) return fail(material.error());
+    result = verify_log(material->log, material->digest_bytes, material->banks, material->expected, material->base);
+    // A PCR that is ahead of a log that still grows is the log's, later.
+    const bool grew = round == 0 || result.entries != entries;
+    entries = result.entries;
+    if (result.verdict != Verdict::kMismatch || !mount->can_grow() || !grew) break;
+  }
+  return result;
+}
+
+ExitCode run_verify(const VerifyOptions& options) {
+  if (!options.state.empty()) return verify_state(options);
+  const auto result = verify_target(options);
+  if (!result) return could_not_check(result.error());
+  print(*result, options);
+  return exit_code_of(result->verdict);
 }
 
 }  // namespace imafs

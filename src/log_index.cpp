@@ -17,6 +17,7 @@ Bytes encode_journal_entry(const LogEntry& entry, const EntryOrigin& origin, con
   append_le64(out, static_cast<std::uint64_t>(origin.time_ns));
   append_le32(out, origin.pid);
   append_le32(out, origin.uid);
+  append_le64(out, origin.size);
   const std::string_view comm = std::string_view(origin.comm).substr(0, 15);
   out.push_back(static_cast<std::uint8_t>(comm.size()));
   append(out, as_bytes(comm));
@@ -47,13 +48,14 @@ Result<JournalEntry> decode_journal_entry(ByteView payload) {
     return part;
   };
   const ByteView sizes = take(8);
-  const ByteView head = take(17);
+  const ByteView head = take(25);
   if (!whole) return fail(EBADMSG, "an entry of the journal is too short");
   result.sizes = {load_le32(sizes), load_le32(sizes.subspan(4))};
   result.origin.time_ns = static_cast<std::int64_t>(load_le64(head));
   result.origin.pid = load_le32(head.subspan(8));
   result.origin.uid = load_le32(head.subspan(12));
-  result.origin.comm = as_text(take(head[16]));
+  result.origin.size = load_le64(head.subspan(16));
+  result.origin.comm = as_text(take(head[24]));
   const ByteView about = take(7);
   if (!whole) return fail(EBADMSG, "an entry of the journal is too short");
   result.entry.is_violation = (about[0] & kViolationFlag) != 0;

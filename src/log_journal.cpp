@@ -16,7 +16,7 @@ namespace {
 
 constexpr std::uint64_t kSegmentSize = 64 << 20;  // a new segment from here on
 constexpr std::uint64_t kSegmentHead = 16;
-constexpr std::string_view kMagic = "imafs journal 1\n";
+constexpr std::string_view kMagic = "imafs journal 2\n";
 constexpr std::size_t kChecksumSize = 8;
 constexpr std::size_t kMaxPayload = 32 << 20;
 static_assert(kMagic.size() == kSegmentHead);

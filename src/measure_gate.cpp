@@ -231,7 +231,9 @@ Status MeasureGate::store_measurement(const MeasureOrder& order, const Collected
     auto legacy = hash_file(file.fd, HashAlgorithm::kSha1);
     facts.legacy_digest = legacy ? *legacy : Digest::zero(HashAlgorithm::kSha1);
   }
-  const auto appended = log_.append(make_entry(*order.form, order.pcr, facts), origin_of(requester));
+  EntryOrigin origin = origin_of(requester);
+  origin.size = collected.size;
+  const auto appended = log_.append(make_entry(*order.form, order.pcr, facts), origin);
   if (appended) return {};
   AuditRecord record = record_of("add_template_measure", appended.error().what, requester);
   record.name = options_.path_prefix + file.path;

@@ -106,7 +106,8 @@ Result<Collected> OpenFiles::collect(Opening& opening, const MeasureOrder& order
       cache_.with(file.node, [&](FileRecord& record) { record.did_hash(zeros.digest, version_of(*before)); });
       return zeros;
     }
-    hashed_bytes_ += static_cast<std::uint64_t>(before->st_size);
+    collected->size = static_cast<std::uint64_t>(before->st_size);
+    hashed_bytes_ += collected->size;
     const auto after = stat_of(file.anchor.get());
     bool disturbed = !after || version_of(*after) != version_of(*before);
     bool watched = false;

@@ -4,6 +4,7 @@
 #include <string>
 
 #include "imafs/exit_code.h"
+#include "imafs/verifier.h"
 
 namespace imafs {
 
@@ -15,6 +16,8 @@ struct VerifyOptions {
   bool quiet = false;      // nothing on stdout
 };
 
+// Of `target`, once. EBADMSG, ENODATA: the log does not even decode.
+Result<Verification> verify_target(const VerifyOptions& options);
 // kOk verified, kMismatch not, kUsage could not check.
 ExitCode run_verify(const VerifyOptions& options);
 

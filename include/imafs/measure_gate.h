@@ -61,6 +61,7 @@ struct OpenFacts {
 struct Collected {
   Digest digest = Digest::zero(HashAlgorithm::kSha256);
   bool is_verity = false;
+  std::uint64_t size = 0;  // bytes that were read
 };
 
 // A file as an entry names it.

@@ -28,6 +28,7 @@ struct EntryOrigin {
   std::uint32_t pid = 0;
   std::uint32_t uid = 0;
   std::string comm;  // at most 15 bytes
+  std::uint64_t size = 0;  // bytes that the file's digest is of; 0 where nothing was hashed
 };
 
 // imafs itself, now.
