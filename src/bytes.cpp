@@ -1,5 +1,7 @@
 #include "imafs/bytes.h"
 
+#include <openssl/evp.h>
+
 #include <array>
 
 namespace imafs {
@@ -69,6 +71,13 @@ std::optional<Bytes> from_hex(std::string_view text) {
     out.push_back(static_cast<std::uint8_t>(high << 4 | low));
   }
   return out;
+}
+
+std::string to_base64(ByteView bytes) {
+  std::string text((bytes.size() + 2) / 3 * 4 + 1, '\0');
+  const int size = ::EVP_EncodeBlock(reinterpret_cast<unsigned char*>(text.data()), bytes.data(), static_cast<int>(bytes.size()));
+  text.resize(static_cast<std::size_t>(size));
+  return text;
 }
 
 }  // namespace imafs

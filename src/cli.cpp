@@ -9,6 +9,7 @@
 #include "imafs/cli_attest.h"
 #include "imafs/cli_log.h"
 #include "imafs/cli_policy.h"
+#include "imafs/cli_report.h"
 #include "imafs/cli_run.h"
 #include "imafs/cli_top.h"
 #include "imafs/cli_verify.h"
@@ -156,6 +157,11 @@ ExitCode run_command_line(int argc, char** argv) {
   manifest_command->add_option("--path-prefix", manifest.path_prefix, "put before paths, as the mount does");
   manifest_command->add_flag("--one-file-system", manifest.one_file_system, "do not cross mounts");
 
+  ReportOptions report;
+  auto* const report_command = app.add_subcommand("report", "a log as one HTML page");
+  report_command->add_option("TARGET", report.target, "a mount point, a state or archive directory, or a binary log")->required();
+  report_command->add_option("-o,--output", report.output, "the page")->required();
+  report_command->add_option("--pcr-values", report.pcr_values, "compare with these instead of the TPM");
   TopOptions top;
   auto* const top_command = app.add_subcommand("top", "a mount as it works, on a terminal; q ends it");
   top_command->add_option("MOUNTPOINT", top.mountpoint, "the mount")->required();
@@ -223,6 +229,7 @@ ExitCode run_command_line(int argc, char** argv) {
     if (!verify_quote.directory.empty()) return run_verify_quote(verify_quote);
     return verify.target.empty() && verify.state.empty() ? complain("verify what? A TARGET, --quote DIR, or --state DIR") : run_verify(verify);
   }
+  if (report_command->parsed()) return run_report(report);
   if (top_command->parsed()) return run_top(top);
   if (run_command->parsed()) return static_cast<ExitCode>(run_run(run));
   if (quote_command->parsed()) return run_quote(quote);

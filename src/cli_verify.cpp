@@ -7,7 +7,7 @@
 #include <nlohmann/json.hpp>
 #include <optional>
 
-#include "imafs/journal_reader.h"
+#include "imafs/log_source.h"
 #include "imafs/mount_info.h"
 #include "imafs/posix_file.h"
 #include "imafs/tpm_connection.h"
@@ -172,7 +172,8 @@ std::vector<DecodedRecord> as_records(JournalRead journal, std::size_t digest_by
   return records;
 }
 
-Result<KeptLog> verify_kept(const std::string& directory, std::string name, const ExpectedPcrs& before) {
+// `before`: what the archive before it ends in; null if that is not asked.
+Result<KeptLog> verify_kept(const std::string& directory, std::string name, const ExpectedPcrs* before) {
   auto journal = read_journal(directory);
   if (!journal) return fail(EBADMSG, name + ": " + journal.error().what);
   KeptLog kept;
@@ -188,7 +189,7 @@ Result<KeptLog> verify_kept(const std::string& directory, std::string name, cons
   const std::size_t digest_bytes = journal->kept.empty() ? digest_size(HashAlgorithm::kSha1) : digest_size(journal->kept[0]);
   kept.result = verify_log(as_records(std::move(*journal), digest_bytes), digest_bytes,
                            kept.end.empty() ? usual_banks() : banks_of(kept.end), kept.end, base);
-  if (follows && base != before) {
+  if (before && follows && base != *before) {
     kept.result.verdict = Verdict::kMismatch;
     kept.result.message = "it does not begin where the archive before it ends";
   }
@@ -199,7 +200,8 @@ Result<KeptLog> verify_kept(const std::string& directory, std::string name, cons
 ExitCode verify_state(const VerifyOptions& options) {
   std::vector<KeptLog> logs;
   const auto add = [&](const std::string& name) -> Status {
-    auto kept = verify_kept(options.state + "/" + name, name, logs.empty() ? ExpectedPcrs() : logs.back().end);
+    const ExpectedPcrs before = logs.empty() ? ExpectedPcrs() : logs.back().end;
+    auto kept = verify_kept(options.state + "/" + name, name, &before);
     if (!kept) return fail(kept.error());
     logs.push_back(std::move(*kept));
     return {};
@@ -240,7 +242,13 @@ Result<Verification> verify_target(const VerifyOptions& options) {
     return verify_log(material->log, material->digest_bytes, material->banks, material->expected, material->base);
   }
   auto mount = MountLog::open(options);
-  if (!mount) return fail(mount.error());
+  if (!mount) {
+    const auto place = find_journal(options.target);  // of a mount that is no more
+    if (!place) return fail(mount.error());
+    auto kept = verify_kept(place->directory, options.target, nullptr);
+    if (!kept) return fail(kept.error());
+    return std::move(kept->result);
+  }
   Verification result;
   std::uint64_t entries = 0;
   for (int round = 0; round < kRounds; ++round) {

@@ -14,12 +14,12 @@ _imafs() {
   esac
   if [[ $word == -* ]]; then
     local words=
-    case $command in verify | policy | log | quote | manifest | run | top) words=$command ;; esac
+    case $command in verify | policy | log | quote | manifest | run | report | top) words=$command ;; esac
     # shellcheck disable=SC2086 # no word or one
     mapfile -t COMPREPLY < <(compgen -W "$(imafs $words --help 2>/dev/null | grep -o -- '--[a-z-]*')" -- "$word")
   else
     mapfile -t COMPREPLY < <(
-      [ "$COMP_CWORD" != 1 ] || compgen -W 'verify policy log quote manifest run top' -- "$word"
+      [ "$COMP_CWORD" != 1 ] || compgen -W 'verify policy log quote manifest run report top' -- "$word"
       [ "$command" != policy ] || compgen -W 'check show load explain' -- "$word"
       compgen -f -- "$word"
     )

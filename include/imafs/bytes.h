@@ -36,6 +36,7 @@ std::uint32_t load_be32(ByteView bytes);
 
 // Lower-case hexadecimal, two digits a byte.
 std::string to_hex(ByteView bytes);
+std::string to_base64(ByteView bytes);
 void append_hex(std::string& out, ByteView bytes);
 // Either case; nothing for an odd length or a character that is no hex digit.
 std::optional<Bytes> from_hex(std::string_view text);

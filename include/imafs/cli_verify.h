@@ -9,7 +9,7 @@
 namespace imafs {
 
 struct VerifyOptions {
-  std::string target;      // a mount point, a binary log, or a kexec blob
+  std::string target;      // a mount point, a state or archive directory, a binary log, or a kexec blob
   std::string state;       // or a state directory: the archives with what they end in, and the live log
   std::string pcr_values;  // a file to compare with instead of the mount's TPM
   bool json = false;
