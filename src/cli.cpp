@@ -119,7 +119,7 @@ ExitCode run_command_line(int argc, char** argv) {
   const std::string program = argc > 0 ? argv[0] : "";
   std::vector<std::string> words(argv + (argc > 0 ? 1 : 0), argv + argc);
   if (program.substr(program.rfind('/') + 1).starts_with("mount.")) words = words_of_helper(argc, argv);
-  CLI::App app{"imafs: a mount that measures what is read through it, as the kernel's IMA does"};
+  CLI::App app{"imafs: a mount that measures what is read through it, as the kernel's IMA does", "imafs"};
   app.set_version_flag("--version", std::string("imafs ") + kVersion);
   app.footer(kFooter);
   app.require_subcommand(0, 1);

@@ -10,6 +10,7 @@
 #include "imafs/log_source.h"
 #include "imafs/mount_info.h"
 #include "imafs/posix_file.h"
+#include "imafs/progress.h"
 #include "imafs/tpm_connection.h"
 #include "imafs/verification_text.h"
 #include "imafs/verifier.h"
@@ -139,6 +140,12 @@ class MountLog {
   std::unique_ptr<PcrExtender> tpm_;
 };
 
+Verification verify_visibly(const Material& material) {
+  Progress progress("steps", material.log.size() * (1 + material.banks.size()));
+  return verify_log(material.log, material.digest_bytes, material.banks, material.expected, material.base,
+                    [&](std::uint64_t steps) { progress.add(steps, 0); });
+}
+
 void print(const Verification& result, const VerifyOptions& options) {
   if (options.quiet && result.verdict == Verdict::kVerified) return;
   const std::string text =
@@ -239,7 +246,7 @@ Result<Verification> verify_target(const VerifyOptions& options) {
   if (!S_ISDIR(attr.st_mode)) {
     const auto material = material_of_log(options);
     if (!material) return fail(material.error());
-    return verify_log(material->log, material->digest_bytes, material->banks, material->expected, material->base);
+    return verify_visibly(*material);
   }
   auto mount = MountLog::open(options);
   if (!mount) {
@@ -254,7 +261,7 @@ Result<Verification> verify_target(const VerifyOptions& options) {
   for (int round = 0; round < kRounds; ++round) {
     const auto material = mount->read();
     if (!material) return fail(material.error());
-    result = verify_log(material->log, material->digest_bytes, material->banks, material->expected, material->base);
+    result = verify_visibly(*material);
     // A PCR that is ahead of a log that still grows is the log's, later.
     const bool grew = round == 0 || result.entries != entries;
     entries = result.entries;

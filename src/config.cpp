@@ -6,6 +6,7 @@
 
 #include <array>
 #include <cstdlib>
+#include <filesystem>
 
 namespace imafs {
 namespace {
@@ -59,6 +60,9 @@ tl::expected<void, Failure> check_directories(MountConfig& config) {
     }
   }
   if (config.state.empty()) config.state = state_parent() + "/" + escape_path(config.mountpoint);
+  // The daemon works in /.
+  config.state = std::filesystem::absolute(config.state).lexically_normal();
+  if (!config.log_file.empty()) config.log_file = std::filesystem::absolute(config.log_file).lexically_normal();
   return {};
 }
 

@@ -354,10 +354,6 @@ ExitCode run_mount(MountConfig config) {
   auto checked = check_config(std::move(config));
   if (!checked) return tell(checked.error());
   for (const std::string& warning : checked->warnings) std::fprintf(stderr, "imafs: warning: %s\n", warning.c_str());
-  if (!checked->config.log_file.empty() && checked->config.log_file[0] != '/') {
-    std::array<char, 4096> here{};
-    if (::getcwd(here.data(), here.size())) checked->config.log_file = std::string(here.data()) + "/" + checked->config.log_file;
-  }
   if (checked->config.foreground) {
     const auto result = serve_mount(std::move(*checked), [] {});
     return result ? ExitCode::kOk : tell(result.error());

@@ -81,13 +81,16 @@ std::vector<Bank> banks_of_size(std::size_t size) {
   return banks;
 }
 
+constexpr std::size_t kEntriesAStep = 4096;
+
 BankReplay replay_bank(const std::vector<DecodedRecord>& log, const Bank& bank, const ExpectedPcrs& expected,
-                       const ExpectedPcrs& base, bool padded, std::optional<std::uint64_t>& fits) {
+                       const ExpectedPcrs& base, bool padded, std::optional<std::uint64_t>& fits, const VerifyProgress& progress) {
   Replay replay(bank, expected, base);
   Bank shown = bank;
   if (padded) shown.hash.reset();  // entries are computed as for a bank nobody knows, PCRs as they are
   for (std::size_t i = 0; i < log.size(); ++i) {
     replay.extend(log[i].entry.pcr, extend_values(log[i].entry, {log[i].entry.is_violation ? bank : shown})[0], i);
+    if (progress && !padded && (i + 1) % kEntriesAStep == 0) progress(kEntriesAStep);
   }
   BankReplay result;
   result.bank = bank;
@@ -105,12 +108,13 @@ BankReplay replay_bank(const std::vector<DecodedRecord>& log, const Bank& bank, 
 }  // namespace
 
 Verification verify_log(const std::vector<DecodedRecord>& log, std::size_t digest_bytes, const std::vector<Bank>& banks,
-                        const ExpectedPcrs& expected, const ExpectedPcrs& base) {
+                        const ExpectedPcrs& expected, const ExpectedPcrs& base, const VerifyProgress& progress) {
   Verification verification;
   verification.entries = log.size();
   const std::vector<Bank> of_that_size = banks_of_size(digest_bytes);
   for (std::size_t i = 0; i < log.size(); ++i) {
     verification.violations += log[i].entry.is_violation ? 1 : 0;
+    if (progress && (i + 1) % kEntriesAStep == 0) progress(kEntriesAStep);
     if (digest_fits(log[i], of_that_size)) continue;
     verification.verdict = Verdict::kMismatch;
     verification.first_bad_entry = i;
@@ -122,10 +126,10 @@ Verification verify_log(const std::vector<DecodedRecord>& log, std::size_t diges
   for (const Bank& bank : banks) {
     if (!bank.hash) continue;
     std::optional<std::uint64_t> fits;
-    BankReplay replay = replay_bank(log, bank, expected, base, false, fits);
+    BankReplay replay = replay_bank(log, bank, expected, base, false, fits, progress);
     if (!replay.matches) {
       std::optional<std::uint64_t> padded_fits;
-      BankReplay padded = replay_bank(log, bank, expected, base, true, padded_fits);
+      BankReplay padded = replay_bank(log, bank, expected, base, true, padded_fits, progress);
       if (padded.matches) replay = std::move(padded);
     }
     for (const auto& [pcr, wanted] : replay.expected) compared |= wanted.has_value();

@@ -24,6 +24,7 @@ FENCES = {
     'spdlog/': {'diag.cpp'},
     'CLI/': {'cli.cpp'},
     'curses': {'cli_top.cpp'},
+    'systemd/': {'diag.cpp', 'service_manager.cpp'},
 }
 
 INCLUDE = re.compile(r'^[ \t]*#[ \t]*include[ \t]+([<"])([^>"]+)[>"]', re.MULTILINE)

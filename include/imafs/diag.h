@@ -1,4 +1,5 @@
-// Operator messages: stderr in the foreground, syslog (and with it the journal) or a file else.
+// Operator messages: stderr in the foreground, syslog or a file else; the journal, with fields IMAFS_OP, _CAUSE, _NAME, _COMM,
+// _PID, _UID, _RESULT and _ERRNO, where standard error is the journal's.
 #pragma once
 
 #include <string>

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <optional>
 #include <string>
@@ -37,11 +38,14 @@ struct Verification {
 // PCR values to compare with: by bank name ("sha256") and PCR.
 using ExpectedPcrs = std::map<std::string, std::map<std::uint32_t, Bytes>>;
 
+// Told now and then how many steps more are done, of log.size() * (1 + banks.size()) in all.
+using VerifyProgress = std::function<void(std::uint64_t steps)>;
+
 // `digest_bytes`: of the log's own bank. `base`: values the PCRs held before the log began, by bank
 // name and PCR; reset values where absent.
 Verification verify_log(const std::vector<DecodedRecord>& log, std::size_t digest_bytes,
                         const std::vector<Bank>& banks, const ExpectedPcrs& expected,
-                        const ExpectedPcrs& base = {});
+                        const ExpectedPcrs& base = {}, const VerifyProgress& progress = {});
 
 // Lines "PCR-10: HEX", "10: 0xHEX", "sha256:10: HEX", "bank index hex" and tpm2_pcrread's YAML
 // ("  sha256:" then "    10: 0xHEX"). EINVAL: file:line of the first line that is none of these.

@@ -1,12 +1,24 @@
 """A mount for a test: its directories, its daemon, and its end, also when the test fails."""
+import hashlib
 import json
 import os
 import shutil
+import struct
 import subprocess
 import tempfile
 import time
 
 IMAFS = os.path.abspath(os.environ.get('IMAFS', 'build/release/imafs'))
+
+
+def write_binary_log(path, count):
+    """A log of ima-ng entries, sha1 records as the kernel writes them."""
+    with open(path, 'wb') as log:
+        for i in range(count):
+            name = b'/usr/lib/package-%03d/part-%02d/file-%06d.so\0' % (i % 500, i % 37, i)
+            digest = b'sha256:\0' + hashlib.sha256(name).digest()
+            data = struct.pack('<I', len(digest)) + digest + struct.pack('<I', len(name)) + name
+            log.write(struct.pack('<I', 10) + hashlib.sha1(data).digest() + struct.pack('<I', 6) + b'ima-ng' + struct.pack('<I', len(data)) + data)
 
 
 class Mount:

@@ -9,10 +9,11 @@ import pty
 import select
 import subprocess
 import sys
+import tempfile
 import time
 import unittest
 
-from mounting import IMAFS, Mount
+from mounting import IMAFS, Mount, write_binary_log
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
@@ -123,6 +124,26 @@ class Archives(unittest.TestCase):
             self.assertIn('archive/2', tool('verify', '--state', mount.state, check=1))
         finally:
             mount.__exit__()
+
+
+class Progress(unittest.TestCase):
+    def test_verify_of_a_long_log_shows_it_on_a_terminal_only(self):
+        with tempfile.TemporaryDirectory(prefix='imafs-e2e-') as work:
+            write_binary_log(work + '/log', 200_000)
+            pid, terminal = pty.fork()
+            if pid == 0:
+                os.execv(IMAFS, [IMAFS, 'verify', work + '/log'])
+            seen = b''
+            try:
+                while piece := os.read(terminal, 4096):
+                    seen += piece
+            except OSError:  # it ended
+                pass
+            os.close(terminal)
+            self.assertEqual(2, os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))  # nothing to compare with
+            self.assertRegex(seen, rb'[0-9]+ of 1000000 steps, [0-9]+ %')
+            self.assertRegex(seen, rb'not compared: .*200000 entries')
+            self.assertNotIn('steps', tool('verify', work + '/log', check=2))
 
 
 class Completion(unittest.TestCase):
