@@ -122,6 +122,7 @@ class Tree final : public BackingTree {
     if (found == covered_.end()) return std::nullopt;
     return found->second;
   }
+  std::uint16_t mounts() const override { return static_cast<std::uint16_t>(mounts_.size()); }
   int root_of(std::uint16_t mount) const override { return mounts_[mount].root.get(); }
 
   FileHandle handle_of(int fd, const char* name, std::uint16_t mount) override {

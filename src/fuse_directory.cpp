@@ -68,7 +68,7 @@ void list(fuse_req_t request, size_t size, off_t offset, struct fuse_file_info* 
     const auto found = context.ops.look_up(stream.node(), entry.d_name, caller);
     if (!found && found.error().code == ENOENT) return true;  // went away meanwhile
     if (!found) return !(full = !listing.add_with_attr(entry.d_name, plain, entry.d_off));
-    if (listing.add_with_attr(entry.d_name, entry_of(context, *found), entry.d_off)) return true;
+    if (listing.add_with_attr(entry.d_name, entry_of(context, stream.node(), *found), entry.d_off)) return true;
     if (context.table.forget(found->id, 1)) context.files.forget(found->id);
     full = true;
     return false;

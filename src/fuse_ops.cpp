@@ -4,6 +4,7 @@
 #include <linux/fs.h>
 #include <linux/fsverity.h>
 #include <sys/ioctl.h>
+#include <sys/sysmacros.h>
 #include <sys/uio.h>
 #include <unistd.h>
 
@@ -32,11 +33,11 @@ void do_lookup(fuse_req_t request, fuse_ino_t parent, const char* name) {
   if (!found && found.error().code == ENOENT) {
     // A name that is not there may be believed as long as one that is.
     struct fuse_entry_param entry {};
-    entry.entry_timeout = context.options.timeout_seconds;
+    entry.entry_timeout = timeout_of_names(context, parent);
     fuse_reply_entry(request, &entry);
     return;
   }
-  reply_entry(request, found);
+  reply_entry(request, parent, found);
 }
 
 void do_forget(fuse_req_t request, fuse_ino_t node, uint64_t count) {
@@ -65,7 +66,7 @@ void do_statx(fuse_req_t request, fuse_ino_t node, int flags, int mask, struct f
   if (auto status = context.ops.get_statx(node, flags, static_cast<unsigned>(mask), attr); !status) {
     return reply(request, status);
   }
-  fuse_reply_statx(request, 0, &attr, context.options.timeout_seconds);
+  fuse_reply_statx(request, 0, &attr, timeout_of(context, makedev(attr.stx_dev_major, attr.stx_dev_minor), attr.stx_ino));
 }
 
 void do_setattr(fuse_req_t request, fuse_ino_t node, struct stat* attr, int what, struct fuse_file_info* file) {
@@ -97,17 +98,17 @@ void do_readlink(fuse_req_t request, fuse_ino_t node) {
 
 void do_mknod(fuse_req_t request, fuse_ino_t parent, const char* name, mode_t mode, dev_t device) {
   if (is_control(parent, name)) return control_make(request, parent, name, mode);
-  reply_entry(request, context_of(request).ops.make_node(parent, name, mode, device, caller_of(request)));
+  reply_entry(request, parent, context_of(request).ops.make_node(parent, name, mode, device, caller_of(request)));
 }
 
 void do_mkdir(fuse_req_t request, fuse_ino_t parent, const char* name, mode_t mode) {
   if (is_control(parent, name)) return control_make(request, parent, name, S_IFDIR | mode);
-  reply_entry(request, context_of(request).ops.make_directory(parent, name, mode, caller_of(request)));
+  reply_entry(request, parent, context_of(request).ops.make_directory(parent, name, mode, caller_of(request)));
 }
 
 void do_symlink(fuse_req_t request, const char* target, fuse_ino_t parent, const char* name) {
   if (is_control(parent, name)) return refuse(request, EPERM);
-  reply_entry(request, context_of(request).ops.make_symlink(parent, name, target, caller_of(request)));
+  reply_entry(request, parent, context_of(request).ops.make_symlink(parent, name, target, caller_of(request)));
 }
 
 void do_link(fuse_req_t request, fuse_ino_t node, fuse_ino_t parent, const char* name) {
@@ -117,7 +118,7 @@ void do_link(fuse_req_t request, fuse_ino_t node, fuse_ino_t parent, const char*
   // is logged under the one it used.
   const auto old_name = context.table.name_of(node);
   const auto found = context.ops.make_link(node, parent, name);
-  reply_entry(request, found);
+  reply_entry(request, parent, found);
   if (found && old_name) context.expire_name(old_name->first, old_name->second);
 }
 
@@ -227,11 +228,11 @@ void do_create(fuse_req_t request, fuse_ino_t parent, const char* name, mode_t m
     // Somebody else made it since the kernel looked.
     const auto found = context.ops.look_up(parent, name, caller);
     if (!found) return reply_error(request, found.error());
-    const auto entry = entry_of(context, *found);
+    const auto entry = entry_of(context, parent, *found);
     return start_open(request, found->id, *file, UniqueFd(), &entry);
   }
   if (!made) return reply_error(request, made.error());
-  const auto entry = entry_of(context, made->found);
+  const auto entry = entry_of(context, parent, made->found);
   start_open(request, made->found.id, *file, std::move(made->fd), &entry);
 }
 
@@ -240,7 +241,7 @@ void do_tmpfile(fuse_req_t request, fuse_ino_t parent, mode_t mode, struct fuse_
   FuseContext& context = context_of(request);
   auto made = context.ops.create_unnamed(parent, file->flags, mode, caller_of(request));
   if (!made) return reply_error(request, made.error());
-  const auto entry = entry_of(context, made->found);
+  const auto entry = entry_of(context, parent, made->found);
   start_open(request, made->found.id, *file, std::move(made->fd), &entry, true);
 }
 

@@ -29,27 +29,42 @@ inline void refuse(fuse_req_t request, int code) { fuse_reply_err(request, code)
 inline void reply_error(fuse_req_t request, const Error& error) { fuse_reply_err(request, error.code); }
 inline void reply(fuse_req_t request, const Status& status) { fuse_reply_err(request, status ? 0 : status.error().code); }
 
-inline struct fuse_entry_param entry_of(const FuseContext& context, const InodeTable::Found& found) {
+// How long the kernel may believe what is said of an inode where changes beside the mount are told. Not for ever: a
+// store into a mapping moves times, and nobody tells.
+inline constexpr double kWatchedSeconds = 300;
+
+inline double timeout_of(const FuseContext& context, dev_t device, ino_t inode) {
+  const double unwatched = context.options.timeout_seconds;
+  return context.watch && context.watch->is_settled(device, inode) ? std::max(unwatched, kWatchedSeconds) : unwatched;
+}
+
+inline double timeout_of_names(const FuseContext& context, NodeId directory) {
+  if (!context.watch) return context.options.timeout_seconds;
+  const auto [device, inode] = context.table.identity_of(directory);
+  return timeout_of(context, device, inode);
+}
+
+inline struct fuse_entry_param entry_of(const FuseContext& context, NodeId parent, const InodeTable::Found& found) {
   struct fuse_entry_param entry {};
   entry.ino = found.id;
   entry.attr = found.attr;
-  entry.attr_timeout = context.options.timeout_seconds;
+  entry.attr_timeout = timeout_of(context, found.attr.st_dev, found.attr.st_ino);
   // A file with several names is looked up each time: that is how an entry gets the name that was used.
   const bool has_names = S_ISREG(found.attr.st_mode) && found.attr.st_nlink > 1;
-  entry.entry_timeout = has_names ? 0 : context.options.timeout_seconds;
+  entry.entry_timeout = has_names ? 0 : timeout_of_names(context, parent);
   return entry;
 }
 
-inline void reply_entry(fuse_req_t request, const Result<InodeTable::Found>& found) {
+inline void reply_entry(fuse_req_t request, NodeId parent, const Result<InodeTable::Found>& found) {
   if (!found) return reply_error(request, found.error());
   FuseContext& context = context_of(request);
-  const auto entry = entry_of(context, *found);
+  const auto entry = entry_of(context, parent, *found);
   if (fuse_reply_entry(request, &entry) != 0 && context.table.forget(found->id, 1)) context.files.forget(found->id);
 }
 
 inline void reply_attr(fuse_req_t request, const Result<struct stat>& attr) {
   if (!attr) return reply_error(request, attr.error());
-  fuse_reply_attr(request, &*attr, context_of(request).options.timeout_seconds);
+  fuse_reply_attr(request, &*attr, timeout_of(context_of(request), attr->st_dev, attr->st_ino));
 }
 
 // For calls that tell the size when asked with size 0, and the bytes else.

@@ -65,7 +65,7 @@ class Session final : public FuseSession {
         notices_(1),
         files_(open_file_options(), kernel(), tree, *table_, gate),
         ops_(*table_, files_, options_.passthrough),
-        context_{options_, *table_, files_, ops_, control, [this](auto* connection) { initialize(connection); },
+        context_{options_, *table_, files_, ops_, control, nullptr, [this](auto* connection) { initialize(connection); },
                  [this](NodeId parent, std::string name) { expire(parent, std::move(name)); }} {}
 
   ~Session() override {
@@ -73,7 +73,7 @@ class Session final : public FuseSession {
     files_.drop_idle();
   }
 
-  Status start() {
+  Status start(BackingTree& tree) {
     Arguments arguments;
     arguments.add_option("fsname=" + escaped(options_.backing));
     arguments.add_option("subtype=imafs");
@@ -92,6 +92,8 @@ class Session final : public FuseSession {
     }
     mounted_ = true;
     open_waiting();
+    if (options_.watch && options_.timeout_seconds > 0) watch_ = TreeWatch::start(tree, listener());
+    context_.watch = watch_.get();
     return {};
   }
 
@@ -128,7 +130,7 @@ class Session final : public FuseSession {
     return {};
   }
 
-  Health health() const override { return {files_.health(), table_->size(), table_->open_descriptors(), uring_}; }
+  Health health() const override { return {files_.health(), table_->size(), table_->open_descriptors(), uring_, watch_ != nullptr}; }
 
  private:
   OpenFiles::Options open_file_options() const {
@@ -153,13 +155,32 @@ class Session final : public FuseSession {
             [this](NodeId node) {
               notices_.post([this, node] { ::fuse_lowlevel_notify_inval_inode(session_.get(), node, 0, 0); });
             },
-            [this](NodeId node) { ::fuse_lowlevel_notify_inval_inode(session_.get(), node, -1, 0); },
+            [this](NodeId node) { drop_attributes(node); },
             [this]() -> std::optional<bool> {
               std::array<char, 16> text{};
               if (!waiting_ || ::pread(waiting_.get(), text.data(), text.size() - 1, 0) <= 0) return std::nullopt;
               return text[0] == '0';
             }};
   }
+
+  // What others changed, the kernel asks for again.
+  TreeWatch::Listener listener() {
+    return {[this](dev_t device, ino_t inode) {
+              for (const NodeId node : table_->numbers_of(device, inode)) drop_attributes(node);
+            },
+            [this](dev_t device, ino_t directory, const std::string& name) {
+              for (const NodeId node : table_->numbers_of(device, directory)) {
+                ::fuse_lowlevel_notify_expire_entry(session_.get(), node, name.c_str(), name.size());
+                drop_attributes(node);
+              }
+            },
+            [this] {
+              ::fuse_lowlevel_notify_increment_epoch(session_.get());
+              for (const NodeId node : table_->all()) drop_attributes(node);
+            }};
+  }
+
+  void drop_attributes(NodeId node) { ::fuse_lowlevel_notify_inval_inode(session_.get(), node, -1, 0); }
 
   // A notice to the kernel may wait for locks that the request at hand holds: another thread sends it.
   void expire(NodeId parent, std::string name) {
@@ -207,6 +228,7 @@ class Session final : public FuseSession {
   WorkerPool notices_;
   OpenFiles files_;
   TreeOps ops_;
+  std::unique_ptr<TreeWatch> watch_;  // null: not wanted, or not to be had
   FuseContext context_;
 };
 
@@ -215,7 +237,7 @@ class Session final : public FuseSession {
 Result<std::unique_ptr<FuseSession>> FuseSession::mount(SessionOptions options, BackingTree& tree, MeasureGate& gate,
                                                         ControlDir& control) {
   auto session = std::make_unique<Session>(std::move(options), tree, gate, control);
-  if (auto status = session->start(); !status) return fail(status.error());
+  if (auto status = session->start(tree); !status) return fail(status.error());
   return session;
 }
 

@@ -113,6 +113,21 @@ class Table final : public InodeTable {
     if (found == nodes_.end()) return {0, 0};
     return {found->second.identity.device, found->second.identity.inode};
   }
+  std::vector<NodeId> numbers_of(dev_t device, ino_t inode) const override {
+    std::vector<NodeId> numbers;
+    const std::lock_guard lock(mutex_);
+    for (std::uint16_t mount = 0; mount < tree_.mounts(); ++mount) {
+      const auto found = by_identity_.find(Identity{mount, device, inode});
+      if (found != by_identity_.end()) numbers.push_back(found->second);
+    }
+    return numbers;
+  }
+  std::vector<NodeId> all() const override {
+    std::vector<NodeId> numbers;
+    const std::lock_guard lock(mutex_);
+    for (const auto& [number, node] : nodes_) numbers.push_back(number);
+    return numbers;
+  }
   void did_unlink(NodeId, std::string_view) override {}  // a deleted file keeps its last name
   void did_rename(NodeId parent, std::string_view name, NodeId new_parent, std::string_view new_name, bool exchanged) override;
   void will_unlink(NodeId parent, std::string_view name) override;

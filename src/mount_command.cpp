@@ -221,6 +221,7 @@ SessionOptions Mount::session_options() const {
   options.allow_other = ::geteuid() == 0;
   options.show_control = config_.show_control;
   options.timeout_seconds = config_.timeout_seconds;
+  options.watch = !config_.no_watch;
   options.io_uring = config_.io_uring;
   options.passthrough = !config_.no_passthrough && ::geteuid() == 0;
   options.leases = !config_.no_leases;
@@ -279,6 +280,7 @@ StatusReport Mount::report() const {
   report.counters = {{"imafs_known_inodes", "Inodes the kernel knows.", health.known_inodes},
                      {"imafs_open_files", "Open handles of regular files.", health.files.open},
                      {"imafs_watched_files", "Files a lease watches.", health.files.leased},
+                     {"imafs_changes_are_told", "1 if the kernel tells of changes beside the mount.", health.watched ? 1U : 0U},
                      {"imafs_measured_total", "Measurements handed to the log.", health.files.measured},
                      {"imafs_cache_hits_total", "Opens of files that were measured already.", health.files.cache_hits},
                      {"imafs_hashed_bytes_total", "Bytes hashed.", health.files.hashed_bytes}};

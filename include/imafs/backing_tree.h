@@ -43,6 +43,7 @@ class BackingTree {
   // The tree is one view of several mounts; each is cloned by itself, so what a mount covers shows where the
   // mount is left out. 0 is the root's. The mount that stands on the file with that identity, in `mount`.
   virtual std::optional<std::uint16_t> mounted_on(std::uint16_t mount, dev_t device, ino_t inode) const = 0;
+  virtual std::uint16_t mounts() const = 0;
   virtual int root_of(std::uint16_t mount) const = 0;  // as root(); a file's descriptor if the mount is of one file
 
   // Of `name` in a directory, or with an empty name of `fd` itself. Never fails: an empty handle says "none".

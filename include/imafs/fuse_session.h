@@ -22,6 +22,7 @@ struct SessionOptions {
   bool default_permissions = true;
   bool show_control = false;      // list .ima in the root
   double timeout_seconds = 1;     // how long the kernel may believe names and attributes
+  bool watch = true;              // believe them longer where changes beside the mount are told
   bool io_uring = false;
   bool passthrough = true;
   bool leases = true;
@@ -47,6 +48,7 @@ class FuseSession {
     std::uint64_t known_inodes = 0;
     std::size_t cached_descriptors = 0;
     bool io_uring = false;
+    bool watched = false;  // changes beside the mount are told, on one file system at least
   };
   virtual Health health() const = 0;
 };

@@ -12,6 +12,7 @@
 #include <string>
 #include <string_view>
 #include <utility>
+#include <vector>
 
 #include "imafs/backing_tree.h"
 #include "imafs/result.h"
@@ -56,6 +57,10 @@ class InodeTable {
   virtual Result<UniqueFd> open(NodeId id, int flags) = 0;
   // Device and inode number as found; for audit messages. {0, 0} for a dead number.
   virtual std::pair<dev_t, ino_t> identity_of(NodeId id) const = 0;
+
+  // The numbers of that inode: none, one, or one for each mount of its file system in the tree.
+  virtual std::vector<NodeId> numbers_of(dev_t device, ino_t inode) const = 0;
+  virtual std::vector<NodeId> all() const = 0;
 
   // Keep names and lives true to what was just done in the tree. Called after the system call.
   virtual void did_unlink(NodeId parent, std::string_view name) = 0;  // also rmdir

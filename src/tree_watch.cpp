@@ -1,0 +1,227 @@
+#include "imafs/tree_watch.h"
+
+#include <fcntl.h>
+#include <linux/magic.h>
+#include <poll.h>
+#include <sys/eventfd.h>
+#include <sys/fanotify.h>
+#include <sys/stat.h>
+#include <sys/vfs.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <cstring>
+#include <mutex>
+#include <optional>
+#include <thread>
+#include <unordered_map>
+#include <vector>
+
+#include "imafs/unique_fd.h"
+
+namespace imafs {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+constexpr std::chrono::seconds kSettling{1};
+
+constexpr std::uint64_t kNameEvents = FAN_CREATE | FAN_DELETE | FAN_MOVED_FROM | FAN_MOVED_TO;
+constexpr std::uint64_t kWriteEvents = FAN_MODIFY | FAN_CLOSE_WRITE;
+
+// Local file systems, on which every change goes through this kernel. <linux/magic.h> of Debian 12 has no XFS.
+constexpr std::array<unsigned long, 5> kLocalTypes{EXT4_SUPER_MAGIC, TMPFS_MAGIC, BTRFS_SUPER_MAGIC, F2FS_SUPER_MAGIC, 0x58465342};
+
+struct Inode {
+  dev_t device = 0;
+  ino_t number = 0;
+  bool operator==(const Inode&) const = default;
+};
+
+struct HashInode {
+  std::size_t operator()(const Inode& inode) const { return inode.number * 0x9e3779b97f4a7c15ULL ^ inode.device; }
+};
+
+std::string proc_path(int fd) { return "/proc/self/fd/" + std::to_string(fd); }
+
+class Watch final : public TreeWatch {
+ public:
+  explicit Watch(Listener listener) : listener_(std::move(listener)) {}
+  ~Watch() override {
+    const std::uint64_t one = 1;
+    if (::write(stop_.get(), &one, sizeof one) == sizeof one && thread_.joinable()) thread_.join();
+  }
+
+  bool begin(BackingTree& tree) {
+    events_.reset(::fanotify_init(FAN_CLASS_NOTIF | FAN_CLOEXEC | FAN_NONBLOCK | FAN_REPORT_FID | FAN_REPORT_DFID_NAME, O_RDONLY));
+    stop_.reset(::eventfd(0, EFD_CLOEXEC));
+    if (!events_ || !stop_) return false;
+    for (std::uint16_t mount = 0; mount < tree.mounts(); ++mount) add(tree.root_of(mount));
+    if (systems_.empty()) return false;
+    thread_ = std::thread([this] { run(); });
+    return true;
+  }
+
+  bool is_settled(dev_t device, ino_t inode) const override {
+    const auto covers = [&](const System& system) { return system.device == device; };
+    if (std::none_of(systems_.begin(), systems_.end(), covers)) return false;
+    if (!any_restless_) return true;
+    const std::lock_guard lock(mutex_);
+    const auto found = restless_.find(Inode{device, inode});
+    return found == restless_.end() || found->second < Clock::now();
+  }
+
+ private:
+  struct System {
+    dev_t device;
+    std::array<int, 2> id;  // as events name it
+    int root;               // of the tree's clone
+  };
+  // A writer that goes on and on: its writes are not told while the mark stands, which the kernel lifts
+  // by itself if it drops the inode.
+  struct Ignored {
+    Inode inode;
+    UniqueFd fd;
+    Clock::time_point until;
+  };
+
+  void add(int root) {
+    struct statfs answer {};
+    struct stat attr {};
+    if (::fstatfs(root, &answer) != 0 || ::fstat(root, &attr) != 0) return;
+    if (std::find(kLocalTypes.begin(), kLocalTypes.end(), static_cast<unsigned long>(answer.f_type)) == kLocalTypes.end()) return;
+    if (std::any_of(systems_.begin(), systems_.end(), [&](const System& one) { return one.device == attr.st_dev; })) return;
+    if (::fanotify_mark(events_.get(), FAN_MARK_ADD | FAN_MARK_FILESYSTEM, kNameEvents | kWriteEvents | FAN_ATTRIB | FAN_ONDIR, root,
+                        ".") != 0) {
+      return;
+    }
+    System system{attr.st_dev, {}, root};
+    std::memcpy(system.id.data(), &answer.f_fsid, sizeof system.id);
+    systems_.push_back(system);
+  }
+
+  void run() {
+    std::array<struct pollfd, 2> watched{{{stop_.get(), POLLIN, 0}, {events_.get(), POLLIN, 0}}};
+    alignas(struct fanotify_event_metadata) std::array<char, 64 * 1024> buffer{};
+    for (;;) {
+      if (::poll(watched.data(), watched.size(), any_restless_ ? 1000 : -1) < 0 && errno != EINTR) return;
+      // Many events, few awakenings: what the tree's own users do comes here too.
+      if (watched[0].revents != 0 || ::poll(watched.data(), 1, kDelay.count()) != 0) return;
+      for (;;) {
+        const ssize_t size = ::read(events_.get(), buffer.data(), buffer.size());
+        if (size <= 0) break;
+        const auto* event = reinterpret_cast<const struct fanotify_event_metadata*>(buffer.data());
+        for (auto left = size; FAN_EVENT_OK(event, left); event = FAN_EVENT_NEXT(event, left)) take(*event);
+      }
+      settle();
+    }
+  }
+
+  void take(const struct fanotify_event_metadata& event) {
+    if ((event.mask & FAN_Q_OVERFLOW) != 0) listener_.events_lost();
+    if (event.pid == self_) return;
+    const char* at = reinterpret_cast<const char*>(&event) + event.metadata_len;
+    const char* const end = reinterpret_cast<const char*>(&event) + event.event_len;
+    while (end - at >= static_cast<std::ptrdiff_t>(sizeof(struct fanotify_event_info_header))) {
+      const auto& header = *reinterpret_cast<const struct fanotify_event_info_header*>(at);
+      if (header.len < sizeof header) return;
+      const auto& info = *reinterpret_cast<const struct fanotify_event_info_fid*>(at);
+      if (header.info_type == FAN_EVENT_INFO_TYPE_DFID_NAME && (event.mask & kNameEvents) != 0) name_changed(info);
+      if (header.info_type == FAN_EVENT_INFO_TYPE_FID && (event.mask & (FAN_ATTRIB | kWriteEvents)) != 0) {
+        inode_changed(info, (event.mask & FAN_MODIFY) != 0);
+      }
+      at += header.len;
+    }
+  }
+
+  // An O_PATH descriptor of what an event is about; none if it is gone, or nothing of ours.
+  UniqueFd open(const struct fanotify_event_info_fid& info, std::optional<Inode>& inode) const {
+    const auto system = std::find_if(systems_.begin(), systems_.end(),
+                                     [&](const System& one) { return std::memcmp(one.id.data(), &info.fsid, sizeof one.id) == 0; });
+    if (system == systems_.end()) return {};
+    auto* const handle = const_cast<struct file_handle*>(reinterpret_cast<const struct file_handle*>(info.handle));
+    UniqueFd fd(::open_by_handle_at(system->root, handle, O_PATH | O_CLOEXEC));
+    struct stat attr {};
+    if (fd && ::fstat(fd.get(), &attr) == 0) inode = Inode{attr.st_dev, attr.st_ino};
+    return fd;
+  }
+
+  void name_changed(const struct fanotify_event_info_fid& info) {
+    const auto* const handle = reinterpret_cast<const struct file_handle*>(info.handle);
+    const auto* const from = reinterpret_cast<const char*>(&info.fsid);
+    const char* const name = reinterpret_cast<const char*>(handle->f_handle) + handle->handle_bytes;
+    const std::string_view bytes(from, static_cast<std::size_t>(name - from));
+    // Events of one directory come in rows.
+    if (bytes != last_directory_) {
+      last_inode_.reset();
+      (void)open(info, last_inode_);
+      last_directory_ = bytes;
+    }
+    if (!last_inode_) return;
+    disturb(*last_inode_);
+    listener_.name_changed(last_inode_->device, last_inode_->number, name);
+  }
+
+  void inode_changed(const struct fanotify_event_info_fid& info, bool written) {
+    std::optional<Inode> inode;
+    UniqueFd fd = open(info, inode);
+    if (!inode) return;
+    const bool again = disturb(*inode);
+    listener_.attributes_changed(inode->device, inode->number);
+    if (!written || !again) return;
+    if (::fanotify_mark(events_.get(), FAN_MARK_ADD | FAN_MARK_IGNORED_MASK | FAN_MARK_IGNORED_SURV_MODIFY | FAN_MARK_EVICTABLE,
+                        FAN_MODIFY, AT_FDCWD, proc_path(fd.get()).c_str()) == 0) {
+      ignored_.push_back({*inode, std::move(fd), Clock::now() + kSettling});
+    }
+  }
+
+  // True if it was disturbed before, a moment ago.
+  bool disturb(const Inode& inode) {
+    const std::lock_guard lock(mutex_);
+    const bool added = restless_.insert_or_assign(inode, Clock::now() + kSettling).second;
+    any_restless_ = true;
+    return !added;
+  }
+
+  // Ends what has lasted long enough. A writer that was ignored may have written since: its attributes once more.
+  void settle() {
+    const auto now = Clock::now();
+    const auto kept = std::partition(ignored_.begin(), ignored_.end(), [&](const Ignored& one) { return one.until > now; });
+    for (auto one = kept; one != ignored_.end(); ++one) {
+      ::fanotify_mark(events_.get(), FAN_MARK_REMOVE | FAN_MARK_IGNORED_MASK, FAN_MODIFY, AT_FDCWD, proc_path(one->fd.get()).c_str());
+      disturb(one->inode);
+      listener_.attributes_changed(one->inode.device, one->inode.number);
+    }
+    ignored_.erase(kept, ignored_.end());
+    const std::lock_guard lock(mutex_);
+    std::erase_if(restless_, [&](const auto& one) { return one.second < now; });
+    any_restless_ = !restless_.empty();
+  }
+
+  const Listener listener_;
+  const pid_t self_ = ::getpid();
+  UniqueFd events_;
+  UniqueFd stop_;
+  std::vector<System> systems_;  // constant once begun
+  // Of the watch's thread.
+  std::vector<Ignored> ignored_;
+  std::string last_directory_;
+  std::optional<Inode> last_inode_;
+
+  mutable std::mutex mutex_;
+  std::unordered_map<Inode, Clock::time_point, HashInode> restless_;  // guarded by mutex_: changed, until when
+  std::atomic<bool> any_restless_{false};                             // whether restless_ has any
+
+  std::thread thread_;
+};
+
+}  // namespace
+
+std::unique_ptr<TreeWatch> TreeWatch::start(BackingTree& tree, Listener listener) {
+  auto watch = std::make_unique<Watch>(std::move(listener));
+  if (!watch->begin(tree)) return nullptr;
+  return watch;
+}
+
+}  // namespace imafs

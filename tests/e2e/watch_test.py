@@ -1,0 +1,166 @@
+#!/usr/bin/env python3
+"""Names and attributes that the kernel keeps: it does not ask again for what nobody changed, and what is changed beside
+the mount shows within the timeout all the same."""
+import os
+import subprocess
+import sys
+import threading
+import time
+
+from mounting import Mount
+
+TIMEOUT = 1.0  # --timeout's default
+SLACK = 0.25   # of a busy machine
+
+
+def write(path, data=b'data'):
+    with open(path, 'wb') as file:
+        file.write(data)
+
+
+def seen_within(question, want, seconds):
+    """What `question` answers once it answers `want`, or after `seconds`."""
+    end = time.monotonic() + seconds
+    while True:
+        got = question()
+        if got == want or time.monotonic() > end:
+            return got
+        time.sleep(0.01)
+
+
+def attributes(path):
+    try:
+        attr = os.lstat(path)
+    except FileNotFoundError:
+        return None
+    return (attr.st_ino, attr.st_mode, attr.st_nlink, attr.st_uid, attr.st_size, attr.st_mtime_ns, attr.st_ctime_ns)
+
+
+def calls_during(pid, work):
+    """How many requests the daemon reads while `work` runs."""
+    trace = subprocess.Popen(['strace', '-f', '-p', str(pid), '-e', 'trace=writev', '-o', '/dev/stdout'], stdout=subprocess.PIPE,
+                             stderr=subprocess.DEVNULL, text=True)
+    time.sleep(1)
+    work()
+    time.sleep(0.3)
+    trace.terminate()
+    return sum('writev(' in line for line in trace.communicate()[0].splitlines())
+
+
+CHANGES = {
+    'chmod': lambda tree: os.chmod(tree + '/file', 0o600),
+    'chown': lambda tree: os.chown(tree + '/file', 1, 1),
+    'times': lambda tree: os.utime(tree + '/file', (1, 1)),
+    'append': lambda tree: write(tree + '/file', b'longer than before'),
+    'truncate': lambda tree: os.truncate(tree + '/file', 1),
+    'link': lambda tree: os.link(tree + '/file', tree + '/link'),
+    'unlink': lambda tree: os.unlink(tree + '/file'),
+    'rename away': lambda tree: os.rename(tree + '/file', tree + '/other'),
+    'rename over': lambda tree: (write(tree + '/new', b'new'), os.rename(tree + '/new', tree + '/file')),
+    'create': lambda tree: write(tree + '/missing'),
+    'mkdir': lambda tree: os.mkdir(tree + '/missing'),
+    'symlink': lambda tree: os.symlink('file', tree + '/missing'),
+    'rename a directory': lambda tree: os.rename(tree + '/dir', tree + '/moved'),
+    'create below': lambda tree: write(tree + '/dir/missing'),
+    'remove below': lambda tree: os.unlink(tree + '/dir/file'),
+}
+
+
+def check_changes(faults, *options):
+    paths = ['', '/file', '/missing', '/link', '/other', '/dir', '/dir/file', '/dir/missing', '/moved', '/moved/file']
+
+    def look(directory):
+        return [attributes(directory + path) for path in paths], sorted(os.listdir(directory))
+
+    with Mount('--tpm', 'none', *options) as mount:
+        for name in CHANGES:
+            os.makedirs(f'{mount.backing}/{name}/dir')
+            write(f'{mount.backing}/{name}/file')
+            write(f'{mount.backing}/{name}/dir/file')
+        for _ in range(2):
+            for name in CHANGES:
+                look(f'{mount.path}/{name}')
+            time.sleep(TIMEOUT + 0.2)  # what was made a moment ago is not kept for long yet
+        for name, change in CHANGES.items():
+            look(f'{mount.path}/{name}')
+            change(f'{mount.backing}/{name}')
+        time.sleep(TIMEOUT + SLACK)
+        for name in CHANGES:
+            want, got = look(f'{mount.backing}/{name}'), look(f'{mount.path}/{name}')
+            if got != want:
+                faults.append(f'{options}: {name}: {got} and not {want}')
+
+
+def check_writer(faults):
+    """A writer beside the mount that goes on: its file is never seen older than the timeout."""
+    with Mount('--tpm', 'none') as mount:
+        path = mount.backing + '/growing'
+        write(path, b'')
+        history = []  # (when, size)
+        done = threading.Event()
+
+        def grow():
+            with open(path, 'ab', buffering=0) as file:
+                while not done.is_set():
+                    file.write(b'x')
+                    history.append((time.monotonic(), os.fstat(file.fileno()).st_size))
+                    time.sleep(0.001)
+        writer = threading.Thread(target=grow)
+        writer.start()
+        view = mount.path + '/growing'
+        worst = 0
+        for _ in range(400):
+            now = time.monotonic()
+            size = os.stat(view).st_size
+            behind = [when for when, was in history[:] if was > size]
+            if behind:
+                worst = max(worst, now - behind[0])
+            time.sleep(0.01)
+        done.set()
+        writer.join()
+        if worst > TIMEOUT + SLACK:
+            faults.append(f'a size was shown {worst:.2f} s after it had changed')
+        want = attributes(path)
+        if seen_within(lambda: attributes(view), want, TIMEOUT + SLACK) != want:
+            faults.append('the last size was not shown')
+
+
+def check_kept(faults):
+    """After the timeout nothing is asked for again; without the watch, it is."""
+    for options, kept in (((), True), (('--no-watch',), False)):
+        with Mount('--tpm', 'none', *options) as mount:
+            os.mkdir(mount.backing + '/dir')
+            for i in range(50):
+                write(f'{mount.backing}/dir/{i}')
+
+            def look():
+                for i in range(50):
+                    os.stat(f'{mount.path}/dir/{i}')
+                    attributes(f'{mount.path}/dir/missing-{i}')
+            time.sleep(TIMEOUT + 0.2)
+            look()
+            time.sleep(TIMEOUT + 0.2)
+            calls = calls_during(mount.daemon_pid(), look)
+            if (calls < 5) != kept:
+                faults.append(f'{options}: {calls} requests for 100 names that were asked for before')
+            if mount.status()['counters']['imafs_changes_are_told'] != int(kept):
+                faults.append(f'{options}: status says otherwise')
+
+
+def main():
+    if os.geteuid() != 0:
+        return 77
+    faults = []
+    check_changes(faults)
+    check_changes(faults, '--no-passthrough')
+    check_changes(faults, '--no-watch')
+    check_writer(faults)
+    check_kept(faults)
+    for fault in faults:
+        print(fault)
+    print(f'{len(faults)} faults')
+    return 1 if faults else 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())
