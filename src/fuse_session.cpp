@@ -61,9 +61,9 @@ class Session final : public FuseSession {
  public:
   Session(SessionOptions options, BackingTree& tree, MeasureGate& gate, ControlDir& control)
       : options_(std::move(options)),
-        table_(InodeTable::create(tree, kCachedDescriptors)),
+        table_(InodeTable::create(tree, kCachedDescriptors, reaper_)),
         notices_(1),
-        files_(open_file_options(), kernel(), tree, *table_, gate),
+        files_(open_file_options(), kernel(), tree, *table_, gate, reaper_),
         ops_(*table_, files_, options_.passthrough),
         context_{options_, *table_, files_, ops_, control, nullptr, [this](auto* connection) { initialize(connection); },
                  [this](NodeId parent, std::string name) { expire(parent, std::move(name)); }} {}
@@ -165,8 +165,13 @@ class Session final : public FuseSession {
 
   // What others changed, the kernel asks for again.
   TreeWatch::Listener listener() {
-    return {[this](dev_t device, ino_t inode) {
-              for (const NodeId node : table_->numbers_of(device, inode)) drop_attributes(node);
+    return {[this](dev_t device, ino_t inode, bool deleted) {
+              for (const NodeId node : table_->numbers_of(device, inode)) {
+                drop_attributes(node);
+                if (!deleted) continue;
+                files_.let_go(node);
+                table_->let_go(node);
+              }
             },
             [this](dev_t device, ino_t directory, const std::string& name) {
               for (const NodeId node : table_->numbers_of(device, directory)) {
@@ -220,6 +225,7 @@ class Session final : public FuseSession {
   std::function<void()> ready_;
   // Destroyed last: until the threads of files_ and notices_ have ended they may speak to it.
   std::unique_ptr<struct fuse_session, Destroy> session_;
+  Reaper reaper_;
   std::unique_ptr<InodeTable> table_;
   UniqueFd waiting_;
   bool mounted_ = false;

@@ -84,7 +84,7 @@ std::string proc_path(int fd) { return "/proc/self/fd/" + std::to_string(fd); }
 
 class Table final : public InodeTable {
  public:
-  Table(BackingTree& tree, std::size_t cached) : tree_(tree), limit_(cached) {
+  Table(BackingTree& tree, std::size_t cached, Reaper& reaper) : tree_(tree), limit_(cached), reaper_(reaper) {
     struct stat attr {};
     ::fstat(tree.root(), &attr);
     Node& root = nodes_[kRootNode];
@@ -106,6 +106,10 @@ class Table final : public InodeTable {
     return cache_.size() + pinned_;
   }
   Result<PathFd> path_fd(NodeId id) override;
+  void let_go(NodeId id) override {
+    const Lock lock(mutex_);
+    drop_cached(id);
+  }
   Result<UniqueFd> open(NodeId id, int flags) override;
   std::pair<dev_t, ino_t> identity_of(NodeId id) const override {
     const std::lock_guard lock(mutex_);
@@ -146,12 +150,22 @@ class Table final : public InodeTable {
   void remember(NodeId id, PathFd fd, Lock& lock);
   std::optional<std::uint16_t> mount_of(NodeId id) const;
   NodeId known(std::uint16_t mount, const Seen& seen) const;
+  void drop_cached(NodeId id) {
+    const auto kept = cached_.find(id);
+    if (kept == cached_.end()) return;
+    bury(std::move(kept->second->fd));
+    cache_.erase(kept->second);
+    cached_.erase(kept);
+  }
+  // Closes it when nobody uses it any more: not here, under the mutex.
+  void bury(PathFd fd) { reaper_.post([fd = std::move(fd)] {}); }
   void rename_one(NodeId parent, std::string_view name, NodeId new_parent, std::string_view new_name);
 
   BackingTree& tree_;
   const std::size_t limit_;
+  Reaper& reaper_;
 
-  mutable std::mutex mutex_;  // everything below; never held across a system call but close
+  mutable std::mutex mutex_;  // everything below; never held across a system call
   std::unordered_map<NodeId, Node> nodes_;
   std::unordered_map<Identity, NodeId, HashIdentity> by_identity_;
   NodeId next_id_ = kRootNode + 1;
@@ -284,12 +298,11 @@ void Table::erase_if_unused(NodeId id) {
     Node& node = found->second;
     const auto mine = by_identity_.find(node.identity);
     if (mine != by_identity_.end() && mine->second == id) by_identity_.erase(mine);
-    const auto kept = cached_.find(id);
-    if (kept != cached_.end()) {
-      cache_.erase(kept->second);
-      cached_.erase(kept);
+    drop_cached(id);
+    if (node.pinned) {
+      --pinned_;
+      bury(std::move(node.pinned));
     }
-    if (node.pinned) --pinned_;
     std::vector<Name> names = std::move(node.names);
     nodes_.erase(found);
     // Several names are rare; the chain of parents is walked without recursion for the first.
@@ -324,6 +337,7 @@ void Table::remember(NodeId id, PathFd fd, Lock&) {
   cached_[id] = std::prev(cache_.end());
   while (cache_.size() > limit_) {
     cached_.erase(cache_.front().id);
+    bury(std::move(cache_.front().fd));
     cache_.pop_front();
   }
 }
@@ -459,8 +473,8 @@ std::optional<std::pair<NodeId, std::string>> Table::name_of(NodeId id) const {
 
 }  // namespace
 
-std::unique_ptr<InodeTable> InodeTable::create(BackingTree& tree, std::size_t cached_descriptors) {
-  return std::make_unique<Table>(tree, cached_descriptors);
+std::unique_ptr<InodeTable> InodeTable::create(BackingTree& tree, std::size_t cached_descriptors, Reaper& reaper) {
+  return std::make_unique<Table>(tree, cached_descriptors, reaper);
 }
 
 }  // namespace imafs

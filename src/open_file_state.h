@@ -24,9 +24,9 @@ struct OpenFiles::File {
   bool being_read = false;  // a measured open for reading is under way: who comes to write comes too late for it
   bool mapped = false;  // readers live on in mappings whose handles are closed
   bool check_mapped = false;  // the last reader left while busy
-  bool listed_idle = false;
   unsigned pins = 0;  // the lease thread is at it: must not go away
-  std::list<File*>::iterator idle_position;
+  std::list<File*>* list = nullptr;  // idle_ or cold_
+  std::list<File*>::iterator list_position;
   std::chrono::steady_clock::time_point idle_since;
   std::deque<std::unique_ptr<Opening>> waiting;
 

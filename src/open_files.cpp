@@ -15,6 +15,8 @@ namespace {
 
 // A lease holds up writers beside us that open with O_NONBLOCK: not longer than this after the last close.
 constexpr auto kLeaseAfterClose = std::chrono::seconds(1);
+// A file that was deleted beside us keeps its blocks while we have it open.
+constexpr auto kKeepIdle = std::chrono::minutes(5);
 // A close(2) comes back before its RELEASE arrives; one in flight is no reader any more. So long we wait for
 // it: while the kernel says that requests are under way, and where it cannot say.
 constexpr auto kReleaseUnderWay = std::chrono::milliseconds(45);
@@ -26,8 +28,8 @@ unsigned pool_size() { return std::max(4U, std::thread::hardware_concurrency());
 
 }  // namespace
 
-OpenFiles::OpenFiles(Options options, Kernel kernel, BackingTree& tree, InodeTable& table, MeasureGate& gate)
-    : options_(options), kernel_(std::move(kernel)), tree_(tree), table_(table), gate_(gate), pool_(pool_size()) {
+OpenFiles::OpenFiles(Options options, Kernel kernel, BackingTree& tree, InodeTable& table, MeasureGate& gate, Reaper& reaper)
+    : options_(options), kernel_(std::move(kernel)), tree_(tree), table_(table), gate_(gate), reaper_(reaper), pool_(pool_size()) {
   if (options_.leases) leases_ = LeaseKeeper::start([this](int fd) { on_break(fd); }, [this] { on_tick(); });
 }
 
@@ -65,10 +67,7 @@ NodeId OpenFiles::node_of(std::uint64_t handle) { return reinterpret_cast<Handle
 OpenFiles::File& OpenFiles::file_of(NodeId node, const Lock&) {
   auto& slot = files_[node];
   if (!slot) slot = std::make_unique<File>(node);
-  if (slot->listed_idle) {
-    idle_.erase(slot->idle_position);
-    slot->listed_idle = false;
-  }
+  unlist(*slot);
   return *slot;
 }
 
@@ -135,10 +134,9 @@ void OpenFiles::leave_busy(File& file, Lock& lock) {
     return;
   }
   file.busy = false;
-  if (file.is_open() || file.listed_idle || file.pins > 0) return;
+  if (file.is_open() || file.list || file.pins > 0) return;
   file.idle_since = std::chrono::steady_clock::now();
-  file.idle_position = idle_.insert(idle_.end(), &file);
-  file.listed_idle = true;
+  enlist(file, idle_);
   trim_idle(lock);
 }
 
@@ -202,9 +200,20 @@ void OpenFiles::ask_again_for_mapped_readers(NodeId node) {
 
 // ---- descriptors ----
 
-// Frees idle files beyond the limit: the oldest one time, the newest the other, so that a tree which is read again and
-// again and is larger than the limit finds a part of it each time. Those with mapped readers stay: their lease is the
-// only thing that will tell us of a writer.
+// REQUIRES (both): the mutex is held.
+void OpenFiles::enlist(File& file, std::list<File*>& list) {
+  file.list_position = list.insert(list.end(), &file);
+  file.list = &list;
+}
+
+void OpenFiles::unlist(File& file) {
+  if (file.list) file.list->erase(file.list_position);
+  file.list = nullptr;
+}
+
+// Takes descriptors from idle files beyond the limit: from the oldest one time, the newest the other, so that a tree
+// which is read again and again and is larger than the limit finds a part of it each time. Those with mapped readers
+// keep theirs: their lease is the only thing that will tell us of a writer.
 void OpenFiles::trim_idle(Lock& lock) {
   std::vector<std::unique_ptr<File>> leaving;
   const auto can_go = [](const File* file) { return !file->mapped; };
@@ -219,40 +228,65 @@ void OpenFiles::trim_idle(Lock& lock) {
     }
     if (victim == idle_.end()) break;
     File& file = **victim;
-    idle_.erase(victim);
-    const auto found = files_.find(file.node);
-    leaving.push_back(std::move(found->second));
-    files_.erase(found);
-    if (file.anchor) by_fd_[static_cast<std::size_t>(file.anchor.get())] = nullptr;
+    if (file.backing_id == 0) {
+      leaving.push_back(take_out(file, lock));
+      continue;
+    }
+    unlist(file);
+    give_up_anchor(file, lock);
+    enlist(file, cold_);
   }
+  while (cold_.size() > options_.cold_backing_ids) leaving.push_back(take_out(*cold_.front(), lock));
   if (leaving.empty()) return;
   lock.unlock();
   for (auto& file : leaving) retire(std::move(file));
   lock.lock();
 }
 
-// REQUIRES: the file is in no list any more, the mutex is not held.
-void OpenFiles::retire(std::unique_ptr<File> file) {
-  if (file->leased) {
-    leases_->drop(file->anchor.get());
-    cache_.with_existing(file->node, [](FileRecord& record) { record.stop_watching(now_ns()); });
-  }
-  if (file->backing_id > 0) kernel_.close_backing(file->backing_id);
+// Nobody has it open, and nobody will find it any more.
+std::unique_ptr<OpenFiles::File> OpenFiles::take_out(File& file, const Lock&) {
+  unlist(file);
+  if (file.anchor) by_fd_[static_cast<std::size_t>(file.anchor.get())] = nullptr;
+  const auto found = files_.find(file.node);
+  auto taken = std::move(found->second);
+  files_.erase(found);
+  return taken;
 }
 
-void OpenFiles::forget(NodeId node) {
+// The descriptor goes, and the lease with it. The backing id keeps the open file that both were of, so the lease has
+// to be given back by hand.
+void OpenFiles::give_up_anchor(File& file, const Lock&) {
+  if (!file.anchor) return;
+  by_fd_[static_cast<std::size_t>(file.anchor.get())] = nullptr;
+  const bool leased = std::exchange(file.leased, false);
+  if (leased) cache_.with_existing(file.node, [](FileRecord& record) { record.stop_watching(now_ns()); });
+  reaper_.post([leased, anchor = std::make_shared<UniqueFd>(std::move(file.anchor))] {
+    if (leased) LeaseKeeper::drop(anchor->get());
+  });
+}
+
+// REQUIRES: the file is in no list any more, the mutex is not held.
+void OpenFiles::retire(std::unique_ptr<File> file) {
+  if (file->leased) cache_.with_existing(file->node, [](FileRecord& record) { record.stop_watching(now_ns()); });
+  reaper_.post([leased = file->leased, id = file->backing_id, close_backing = kernel_.close_backing,
+                anchor = std::make_shared<UniqueFd>(std::move(file->anchor))] {
+    if (leased) LeaseKeeper::drop(anchor->get());
+    if (id > 0) close_backing(id);
+  });
+}
+
+void OpenFiles::let_go(NodeId node) {
   std::unique_ptr<File> leaving;
   {
     const Lock lock(mutex_);
     const auto found = files_.find(node);
-    if (found != files_.end() && found->second->listed_idle) {
-      idle_.erase(found->second->idle_position);
-      leaving = std::move(found->second);
-      files_.erase(found);
-      if (leaving->anchor) by_fd_[static_cast<std::size_t>(leaving->anchor.get())] = nullptr;
-    }
+    if (found != files_.end() && found->second->list) leaving = take_out(*found->second, lock);
   }
   if (leaving) retire(std::move(leaving));
+}
+
+void OpenFiles::forget(NodeId node) {
+  let_go(node);
   cache_.forget(node);
 }
 
@@ -260,13 +294,9 @@ void OpenFiles::drop_idle() {
   std::vector<std::unique_ptr<File>> leaving;
   {
     const Lock lock(mutex_);
-    for (File* const file : idle_) {
-      const auto found = files_.find(file->node);
-      if (file->anchor) by_fd_[static_cast<std::size_t>(file->anchor.get())] = nullptr;
-      leaving.push_back(std::move(found->second));
-      files_.erase(found);
+    for (auto* const list : {&idle_, &cold_}) {
+      while (!list->empty()) leaving.push_back(take_out(*list->front(), lock));
     }
-    idle_.clear();
   }
   for (auto& file : leaving) retire(std::move(file));
 }
@@ -294,10 +324,7 @@ void OpenFiles::on_break(int fd) {
       files.emplace_back(file, !file->busy);
       file->broken = file->busy;  // the one at work sees it when it is done
       file->busy = true;
-      if (file->listed_idle) {
-        idle_.erase(file->idle_position);
-        file->listed_idle = false;
-      }
+      unlist(*file);
     };
     if (fd >= 0) {
       if (static_cast<std::size_t>(fd) < by_fd_.size()) take(by_fd_[static_cast<std::size_t>(fd)]);
@@ -353,6 +380,7 @@ void OpenFiles::break_lease(File& file) {
 
 void OpenFiles::on_tick() {
   std::vector<File*> stale;
+  std::vector<std::unique_ptr<File>> leaving;
   const auto now = std::chrono::steady_clock::now();
   {
     const Lock lock(mutex_);
@@ -362,11 +390,14 @@ void OpenFiles::on_tick() {
       file->busy = true;
       stale.push_back(file);
     }
-    for (File* const file : stale) {
-      idle_.erase(file->idle_position);
-      file->listed_idle = false;
+    for (File* const file : stale) unlist(*file);
+    for (auto* const list : {&idle_, &cold_}) {
+      while (!list->empty() && now - list->front()->idle_since > kKeepIdle && !list->front()->mapped) {
+        leaving.push_back(take_out(*list->front(), lock));
+      }
     }
   }
+  for (auto& file : leaving) retire(std::move(file));
   for (File* const file : stale) {
     if (file->mapped) note_mapped_readers(*file, true);
     if (!file->mapped) drop_lease(*file);
@@ -395,10 +426,7 @@ void OpenFiles::will_truncate(NodeId node) {
       return;
     }
     file->busy = true;
-    if (file->listed_idle) {
-      idle_.erase(file->idle_position);
-      file->listed_idle = false;
-    }
+    unlist(*file);
   }
   drop_lease(*file);
   cache_.with(node, [](FileRecord& record) { record.clear(); });

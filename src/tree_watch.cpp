@@ -26,6 +26,7 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 constexpr std::chrono::seconds kSettling{1};
+constexpr std::chrono::milliseconds kBehind{200};
 
 constexpr std::uint64_t kNameEvents = FAN_CREATE | FAN_DELETE | FAN_MOVED_FROM | FAN_MOVED_TO;
 constexpr std::uint64_t kWriteEvents = FAN_MODIFY | FAN_CLOSE_WRITE;
@@ -49,6 +50,7 @@ class Watch final : public TreeWatch {
  public:
   explicit Watch(Listener listener) : listener_(std::move(listener)) {}
   ~Watch() override {
+    stopping_ = true;
     const std::uint64_t one = 1;
     if (::write(stop_.get(), &one, sizeof one) == sizeof one && thread_.joinable()) thread_.join();
   }
@@ -66,6 +68,7 @@ class Watch final : public TreeWatch {
   bool is_settled(dev_t device, ino_t inode) const override {
     const auto covers = [&](const System& system) { return system.device == device; };
     if (std::none_of(systems_.begin(), systems_.end(), covers)) return false;
+    if (lost_) return false;
     if (!any_restless_) return true;
     const std::lock_guard lock(mutex_);
     const auto found = restless_.find(Inode{device, inode});
@@ -104,22 +107,30 @@ class Watch final : public TreeWatch {
   void run() {
     std::array<struct pollfd, 2> watched{{{stop_.get(), POLLIN, 0}, {events_.get(), POLLIN, 0}}};
     alignas(struct fanotify_event_metadata) std::array<char, 64 * 1024> buffer{};
-    for (;;) {
-      if (::poll(watched.data(), watched.size(), any_restless_ ? 1000 : -1) < 0 && errno != EINTR) return;
+    while (!stopping_) {
+      (void)::poll(watched.data(), watched.size(), any_restless_ ? 1000 : -1);
       // Many events, few awakenings: what the tree's own users do comes here too.
-      if (watched[0].revents != 0 || ::poll(watched.data(), 1, kDelay.count()) != 0) return;
+      (void)::poll(watched.data(), 1, static_cast<int>(lost_ ? kSettling / std::chrono::milliseconds(1) : kDelay.count()));
+      const auto start = Clock::now();
+      bool behind = false;
+      lost_ = false;
       for (;;) {
         const ssize_t size = ::read(events_.get(), buffer.data(), buffer.size());
         if (size <= 0) break;
+        // Somebody fills the disk: to know that something changed is soon, to know what is not.
+        behind = behind || Clock::now() - start > kBehind;
+        if (behind) continue;
         const auto* event = reinterpret_cast<const struct fanotify_event_metadata*>(buffer.data());
         for (auto left = size; FAN_EVENT_OK(event, left); event = FAN_EVENT_NEXT(event, left)) take(*event);
       }
+      if (behind) lose();
+      directories_.clear();
       settle();
     }
   }
 
   void take(const struct fanotify_event_metadata& event) {
-    if ((event.mask & FAN_Q_OVERFLOW) != 0) listener_.events_lost();
+    if ((event.mask & FAN_Q_OVERFLOW) != 0) lose();
     if (event.pid == self_) return;
     const char* at = reinterpret_cast<const char*>(&event) + event.metadata_len;
     const char* const end = reinterpret_cast<const char*>(&event) + event.event_len;
@@ -135,15 +146,20 @@ class Watch final : public TreeWatch {
     }
   }
 
+  // Nothing is believed for long until it is known again what changes.
+  void lose() {
+    lost_ = true;
+    listener_.events_lost();
+  }
+
   // An O_PATH descriptor of what an event is about; none if it is gone, or nothing of ours.
-  UniqueFd open(const struct fanotify_event_info_fid& info, std::optional<Inode>& inode) const {
+  UniqueFd open(const struct fanotify_event_info_fid& info, struct stat& attr) const {
     const auto system = std::find_if(systems_.begin(), systems_.end(),
                                      [&](const System& one) { return std::memcmp(one.id.data(), &info.fsid, sizeof one.id) == 0; });
     if (system == systems_.end()) return {};
     auto* const handle = const_cast<struct file_handle*>(reinterpret_cast<const struct file_handle*>(info.handle));
     UniqueFd fd(::open_by_handle_at(system->root, handle, O_PATH | O_CLOEXEC));
-    struct stat attr {};
-    if (fd && ::fstat(fd.get(), &attr) == 0) inode = Inode{attr.st_dev, attr.st_ino};
+    if (fd && ::fstat(fd.get(), &attr) != 0) fd.reset();
     return fd;
   }
 
@@ -152,27 +168,25 @@ class Watch final : public TreeWatch {
     const auto* const from = reinterpret_cast<const char*>(&info.fsid);
     const char* const name = reinterpret_cast<const char*>(handle->f_handle) + handle->handle_bytes;
     const std::string_view bytes(from, static_cast<std::size_t>(name - from));
-    // Events of one directory come in rows.
-    if (bytes != last_directory_) {
-      last_inode_.reset();
-      (void)open(info, last_inode_);
-      last_directory_ = bytes;
-    }
-    if (!last_inode_) return;
-    disturb(*last_inode_);
-    listener_.name_changed(last_inode_->device, last_inode_->number, name);
+    const auto [found, is_new] = directories_.try_emplace(std::string(bytes));
+    struct stat attr {};
+    if (is_new && open(info, attr)) found->second = Inode{attr.st_dev, attr.st_ino};
+    if (!found->second) return;
+    disturb(*found->second);
+    listener_.name_changed(found->second->device, found->second->number, name);
   }
 
   void inode_changed(const struct fanotify_event_info_fid& info, bool written) {
-    std::optional<Inode> inode;
-    UniqueFd fd = open(info, inode);
-    if (!inode) return;
-    const bool again = disturb(*inode);
-    listener_.attributes_changed(inode->device, inode->number);
+    struct stat attr {};
+    UniqueFd fd = open(info, attr);
+    if (!fd) return;
+    const Inode inode{attr.st_dev, attr.st_ino};
+    const bool again = disturb(inode);
+    listener_.attributes_changed(inode.device, inode.number, attr.st_nlink == 0);
     if (!written || !again) return;
     if (::fanotify_mark(events_.get(), FAN_MARK_ADD | FAN_MARK_IGNORED_MASK | FAN_MARK_IGNORED_SURV_MODIFY | FAN_MARK_EVICTABLE,
                         FAN_MODIFY, AT_FDCWD, proc_path(fd.get()).c_str()) == 0) {
-      ignored_.push_back({*inode, std::move(fd), Clock::now() + kSettling});
+      ignored_.push_back({inode, std::move(fd), Clock::now() + kSettling});
     }
   }
 
@@ -191,7 +205,7 @@ class Watch final : public TreeWatch {
     for (auto one = kept; one != ignored_.end(); ++one) {
       ::fanotify_mark(events_.get(), FAN_MARK_REMOVE | FAN_MARK_IGNORED_MASK, FAN_MODIFY, AT_FDCWD, proc_path(one->fd.get()).c_str());
       disturb(one->inode);
-      listener_.attributes_changed(one->inode.device, one->inode.number);
+      listener_.attributes_changed(one->inode.device, one->inode.number, false);
     }
     ignored_.erase(kept, ignored_.end());
     const std::lock_guard lock(mutex_);
@@ -206,13 +220,14 @@ class Watch final : public TreeWatch {
   std::vector<System> systems_;  // constant once begun
   // Of the watch's thread.
   std::vector<Ignored> ignored_;
-  std::string last_directory_;
-  std::optional<Inode> last_inode_;
+  std::unordered_map<std::string, std::optional<Inode>> directories_;  // of the events at hand, by file system and handle
 
   mutable std::mutex mutex_;
   std::unordered_map<Inode, Clock::time_point, HashInode> restless_;  // guarded by mutex_: changed, until when
   std::atomic<bool> any_restless_{false};                             // whether restless_ has any
 
+  std::atomic<bool> lost_{false};  // events, a moment ago
+  std::atomic<bool> stopping_{false};
   std::thread thread_;
 };
 

@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "imafs/backing_tree.h"
+#include "imafs/reaper.h"
 #include "imafs/result.h"
 #include "imafs/unique_fd.h"
 
@@ -32,7 +33,8 @@ class InodeTable {
 
   // `cached_descriptors`: the most O_PATH descriptors kept for speed alone (those of unlinked files
   // come on top, as do those of files on file systems without handles that were opened).
-  static std::unique_ptr<InodeTable> create(BackingTree& tree, std::size_t cached_descriptors);
+  // `reaper` outlives the table.
+  static std::unique_ptr<InodeTable> create(BackingTree& tree, std::size_t cached_descriptors, Reaper& reaper);
   virtual ~InodeTable() = default;
 
   struct Found {
@@ -53,6 +55,7 @@ class InodeTable {
   virtual std::size_t open_descriptors() const = 0;
 
   virtual Result<PathFd> path_fd(NodeId id) = 0;
+  virtual void let_go(NodeId id) = 0;  // closes what is kept of it for speed alone
   // A new open file description. `flags` without O_CREAT. Never follows a symlink.
   virtual Result<UniqueFd> open(NodeId id, int flags) = 0;
   // Device and inode number as found; for audit messages. {0, 0} for a dead number.

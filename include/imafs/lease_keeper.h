@@ -38,7 +38,7 @@ class LeaseKeeper {
   // Whether anybody else has the file open (or mapped) at all, now. Leaves a read lease behind when
   // granted, and what was there when refused. A writer counts as somebody too.
   Answer watch_if_alone(int fd);
-  void drop(int fd);
+  static void drop(int fd);
 
  private:
   LeaseKeeper(std::function<void(int)> on_break, std::function<void()> on_tick);

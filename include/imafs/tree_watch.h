@@ -20,7 +20,7 @@ class TreeWatch {
  public:
   // Called on the watch's own thread, for what other processes did, about 50 ms later.
   struct Listener {
-    std::function<void(dev_t device, ino_t inode)> attributes_changed;
+    std::function<void(dev_t device, ino_t inode, bool deleted)> attributes_changed;
     std::function<void(dev_t device, ino_t directory, const std::string& name)> name_changed;
     std::function<void()> events_lost;  // the kernel's queue overflowed: anything may have changed
   };

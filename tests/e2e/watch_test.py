@@ -2,8 +2,10 @@
 """Names and attributes that the kernel keeps: it does not ask again for what nobody changed, and what is changed beside
 the mount shows within the timeout all the same."""
 import os
+import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 
@@ -125,6 +127,51 @@ def check_writer(faults):
             faults.append('the last size was not shown')
 
 
+def check_lost(faults):
+    """More changes than the kernel keeps for us (16,384): what came after them shows nevertheless."""
+    with Mount('--tpm', 'none') as mount:
+        os.mkdir(mount.backing + '/many')
+        write(mount.backing + '/file')
+        view = mount.path + '/file'
+        for _ in range(2):
+            attributes(view), attributes(mount.path + '/missing')
+            time.sleep(TIMEOUT + 0.2)
+        pid = mount.daemon_pid()
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            for i in range(20000):
+                os.close(os.open(f'{mount.backing}/many/{i}', os.O_CREAT | os.O_WRONLY))
+            os.chmod(mount.backing + '/file', 0o600)
+            write(mount.backing + '/missing')
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        time.sleep(TIMEOUT + SLACK)
+        for name in ('/file', '/missing'):
+            if attributes(mount.path + name) != attributes(mount.backing + name):
+                faults.append(f'{name} is shown as it was before many changes')
+
+
+def check_blocks(faults):
+    """A file that is deleted beside the mount gives its blocks back, though it was read through it a moment ago."""
+    image = tempfile.mkdtemp(prefix='imafs-e2e-')
+    subprocess.run(['mount', '-t', 'tmpfs', 'none', image], check=True)
+    try:
+        with Mount('--tpm', 'none', backing=image) as mount:
+            write(image + '/big', bytes(8 << 20))
+            with open(mount.path + '/big', 'rb') as file:
+                file.read()
+            mount.settle()
+            used = lambda: os.statvfs(image).f_blocks - os.statvfs(image).f_bfree
+            before = used()
+            os.unlink(image + '/big')
+            want = before - (8 << 20) // os.statvfs(image).f_frsize
+            if seen_within(used, want, TIMEOUT + SLACK) != want:
+                faults.append(f'{used()} blocks are still used, {before} were')
+    finally:
+        subprocess.run(['umount', image], check=True)
+        os.rmdir(image)
+
+
 def check_kept(faults):
     """After the timeout nothing is asked for again; without the watch, it is."""
     for options, kept in (((), True), (('--no-watch',), False)):
@@ -156,6 +203,8 @@ def main():
     check_changes(faults, '--no-watch')
     check_writer(faults)
     check_kept(faults)
+    check_blocks(faults)
+    check_lost(faults)
     for fault in faults:
         print(fault)
     print(f'{len(faults)} faults')
