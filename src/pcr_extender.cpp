@@ -17,7 +17,7 @@ constexpr std::uint32_t kPcrCount = 24;  // a PC client TPM's
 constexpr std::size_t kMaxReadValues = 8;  // digests in one answer: TPML_DIGEST
 
 // Runs TPM commands in a thread of its own, so that the caller can stop waiting: not every TCTI keeps a time limit
-// (swtpm's waits for ever) or tells what to poll, and opening one can block too. One caller at a time.
+// or tells what to poll, and opening one can block too. One caller at a time.
 class CommandThread {
  public:
   CommandThread() : shared_(std::make_shared<Shared>()), thread_([shared = shared_] { serve(*shared); }) {}
@@ -166,6 +166,7 @@ class TpmExtender final : public PcrExtender {
     Answer answer{};
     Status status;
     bool lost = false;
+    bool timed_out = false;
   };
 
   // REQUIRES: mutex_ is held, from here on.
@@ -180,30 +181,34 @@ class TpmExtender final : public PcrExtender {
   template <class Answer, class Command>
   Result<Answer> run(const char* name, Command command) {
     if (lost_) return fail(EIO, "the connection to the " + description() + " is lost");
-    if (!thread_) {
-      thread_ = std::make_unique<CommandThread>();
-      connection_ = std::make_shared<std::unique_ptr<TpmContext>>();
-    }
+    if (!connection_) connection_ = std::make_shared<std::unique_ptr<TpmContext>>();
     auto job = std::make_shared<Job<Answer>>();
     job->connection = connection_;
-    const bool ended = thread_->run(
-        [job, name, command = std::move(command), tcti = tcti_] {
-          std::unique_ptr<TpmContext>& connection = *job->connection;
-          if (!connection) {
-            auto opened = TpmContext::open(tcti);
-            if (!opened) {
-              job->status = fail(opened.error());
-              return;
-            }
-            connection = std::move(*opened);
-          }
-          const TSS2_RC code = command(connection->esys(), job->answer);
-          if (code == TSS2_RC_SUCCESS) return;
-          // A response code of the TPM leaves the connection as it was; anything else does not.
-          job->lost = (code & TSS2_RC_LAYER_MASK) != 0;
-          job->status = tpm_error(code, name);
-        },
-        limit_);
+    auto work = [job, name, command = std::move(command), tcti = tcti_, limit = limit_] {
+      std::unique_ptr<TpmContext>& connection = *job->connection;
+      if (!connection) {
+        auto opened = TpmContext::open(tcti, limit);
+        if (!opened) {
+          job->status = fail(opened.error());
+          return;
+        }
+        connection = std::move(*opened);
+      }
+      const TSS2_RC code = command(connection->esys(), job->answer);
+      if (code == TSS2_RC_SUCCESS) return;
+      // A response code of the TPM leaves the connection as it was; anything else does not.
+      job->lost = (code & TSS2_RC_LAYER_MASK) != 0;
+      job->timed_out = connection->timed_out();
+      job->status = tpm_error(code, name);
+    };
+    bool ended = true;
+    if (TpmContext::keeps_limit(tcti_)) {
+      work();
+      ended = !job->timed_out;
+    } else {
+      if (!thread_) thread_ = std::make_unique<CommandThread>();
+      ended = thread_->run(std::move(work), limit_);
+    }
     if (!ended || job->lost) {
       disconnect();
       lost_ = true;
@@ -258,8 +263,8 @@ class TpmExtender final : public PcrExtender {
   std::string identity_;
 
   std::mutex mutex_;  // one command at a time; held across it
-  // Guarded by mutex_. Both or none; the connection is made and used by the thread alone.
-  std::unique_ptr<CommandThread> thread_;
+  // Guarded by mutex_. The connection is made and used by the thread alone, if there is one.
+  std::unique_ptr<CommandThread> thread_;  // null: the connection keeps time limits
   std::shared_ptr<std::unique_ptr<TpmContext>> connection_;
   bool lost_ = false;  // guarded by mutex_. Until reconnect(): whether a command took effect is unknown
 };

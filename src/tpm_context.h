@@ -5,10 +5,12 @@
 #include <tss2/tss2_rc.h>
 #include <tss2/tss2_tctildr.h>
 
+#include <chrono>
 #include <memory>
 #include <string>
 
 #include "imafs/result.h"
+#include "unix_tcti.h"
 
 namespace imafs {
 
@@ -24,11 +26,18 @@ inline tl::unexpected<Error> tpm_error(TSS2_RC code, const std::string& doing) {
 
 class TpmContext {
  public:
-  static Result<std::unique_ptr<TpmContext>> open(const std::string& tcti) {
+  // `limit`: how long a command may take, if the way to the TPM can tell: keeps_limit().
+  static Result<std::unique_ptr<TpmContext>> open(const std::string& tcti, std::chrono::milliseconds limit) {
     std::unique_ptr<TpmContext> context(new TpmContext);
-    TSS2_RC code = ::Tss2_TctiLdr_Initialize(tcti.c_str(), &context->tcti_);
+    TSS2_RC code = TSS2_RC_SUCCESS;
+    if (const auto path = UnixTcti::path_in(tcti)) {
+      context->unix_ = std::make_unique<UnixTcti>(*path, limit);
+      if (!context->unix_->can_connect()) code = TSS2_TCTI_RC_IO_ERROR;
+    } else {
+      code = ::Tss2_TctiLdr_Initialize(tcti.c_str(), &context->tcti_);
+    }
     if (code != TSS2_RC_SUCCESS) return tpm_error(code, "no TPM answers at '" + tcti + "'");
-    code = ::Esys_Initialize(&context->esys_, context->tcti_, nullptr);
+    code = ::Esys_Initialize(&context->esys_, context->unix_ ? context->unix_->context() : context->tcti_, nullptr);
     if (code != TSS2_RC_SUCCESS) return tpm_error(code, "cannot speak to the TPM at '" + tcti + "'");
     return context;
   }
@@ -39,10 +48,13 @@ class TpmContext {
   TpmContext(const TpmContext&) = delete;
   TpmContext& operator=(const TpmContext&) = delete;
 
+  static bool keeps_limit(const std::string& tcti) { return UnixTcti::path_in(tcti).has_value(); }
+  bool timed_out() const { return unix_ && unix_->timed_out(); }
   ESYS_CONTEXT* esys() { return esys_; }
 
  private:
   TpmContext() = default;
+  std::unique_ptr<UnixTcti> unix_;     // one of the two
   TSS2_TCTI_CONTEXT* tcti_ = nullptr;
   ESYS_CONTEXT* esys_ = nullptr;
 };

@@ -19,7 +19,7 @@ HEADERS = {
 # Who may include a C library or one that is heavy to compile; nobody else does.
 FENCES = {
     'openssl/': {'bytes.cpp', 'digest.cpp', 'tpm_key.cpp'},
-    'tss2/': {'tpm_context.h', 'tpm_key.h', 'tpm_key.cpp', 'quote.cpp'},
+    'tss2/': {'unix_tcti.h', 'tpm_context.h', 'tpm_key.h', 'tpm_key.cpp', 'quote.cpp'},
     'fuse': {'fuse_ops.h', 'fuse_session.cpp'},
     'spdlog/': {'diag.cpp'},
     'CLI/': {'cli.cpp'},

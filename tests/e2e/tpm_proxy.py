@@ -40,11 +40,13 @@ class Swtpm:
 
 
 class Proxy:
-    """Listens where a swtpm would. `fault` meets the next extend: None, or one of FAULTS."""
+    """Listens where a swtpm would, on unix sockets, or with `port` on that TCP port and the next. `fault` meets the next
+    extend: None, or one of FAULTS."""
     FAULTS = ('refused', 'not delivered', 'answer lost', 'answer spoiled', 'no answer')
 
-    def __init__(self, swtpm, path):
-        self.swtpm, self.path = swtpm, path
+    def __init__(self, swtpm, path, port=None):
+        self.swtpm, self.path, self.port = swtpm, path, port
+        self.tcti = f'swtpm:path={path}' if port is None else f'swtpm:host=127.0.0.1,port={port}'
         self.fault, self.met, self.extends = None, 0, 0
         self.open_ends = []
         self.listeners = []
@@ -52,10 +54,15 @@ class Proxy:
 
     def listen(self):
         for suffix, serve in (('', self.serve_commands), ('.ctrl', self.serve_control)):
-            listener = socket.socket(socket.AF_UNIX)
-            if os.path.exists(self.path + suffix):
-                os.unlink(self.path + suffix)
-            listener.bind(self.path + suffix)
+            if self.port is None:
+                listener = socket.socket(socket.AF_UNIX)
+                if os.path.exists(self.path + suffix):
+                    os.unlink(self.path + suffix)
+                listener.bind(self.path + suffix)
+            else:
+                listener = socket.socket(socket.AF_INET)
+                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                listener.bind(('127.0.0.1', self.port + (suffix == '.ctrl')))
             listener.listen()
             self.listeners.append(listener)
             threading.Thread(target=self.accept, args=(listener, serve), daemon=True).start()

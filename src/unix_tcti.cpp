@@ -1,0 +1,130 @@
+#include "unix_tcti.h"
+
+#include <poll.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+
+#include <algorithm>
+#include <array>
+#include <cerrno>
+#include <thread>
+#include <type_traits>
+
+#include "imafs/bytes.h"
+
+namespace imafs {
+namespace {
+
+constexpr std::string_view kPrefix = "swtpm:path=";
+constexpr std::uint64_t kMagic = 0x696d616673'75ULL;
+constexpr std::chrono::milliseconds kQueueFull{1};
+constexpr std::size_t kHeader = 10;  // tag, size, code: TCG TPM 2.0 Part 1, section 18
+
+}  // namespace
+
+std::optional<std::string> UnixTcti::path_in(const std::string& tcti) {
+  if (!tcti.starts_with(kPrefix)) return std::nullopt;
+  std::string path = tcti.substr(kPrefix.size());
+  if (path.empty() || path.find(',') != std::string::npos || path.size() >= sizeof sockaddr_un{}.sun_path) return std::nullopt;
+  return path;
+}
+
+UnixTcti::UnixTcti(std::string path, std::chrono::milliseconds limit) : path_(std::move(path)), limit_(limit) {
+  TSS2_TCTI_CONTEXT_COMMON_V1& common = common_.v1;
+  common.magic = kMagic;
+  common.version = 2;
+  common.transmit = [](TSS2_TCTI_CONTEXT* context, std::size_t size, const std::uint8_t* command) {
+    return of(context).transmit(command, size);
+  };
+  common.receive = [](TSS2_TCTI_CONTEXT* context, std::size_t* size, std::uint8_t* response, std::int32_t) {
+    return of(context).receive(size, response);
+  };
+  common.finalize = [](TSS2_TCTI_CONTEXT*) {};
+  common.cancel = [](TSS2_TCTI_CONTEXT*) -> TSS2_RC { return TSS2_TCTI_RC_NOT_IMPLEMENTED; };
+  common.getPollHandles = [](TSS2_TCTI_CONTEXT*, TSS2_TCTI_POLL_HANDLE*, std::size_t*) -> TSS2_RC {
+    return TSS2_TCTI_RC_NOT_IMPLEMENTED;
+  };
+  common.setLocality = [](TSS2_TCTI_CONTEXT*, std::uint8_t) -> TSS2_RC { return TSS2_TCTI_RC_NOT_IMPLEMENTED; };
+  common_.makeSticky = [](TSS2_TCTI_CONTEXT*, TPM2_HANDLE*, std::uint8_t) -> TSS2_RC { return TSS2_TCTI_RC_NOT_IMPLEMENTED; };
+}
+
+UnixTcti& UnixTcti::of(TSS2_TCTI_CONTEXT* context) {
+  static_assert(std::is_standard_layout_v<UnixTcti>);
+  return *reinterpret_cast<UnixTcti*>(context);
+}
+
+// Whether the socket is ready before the command's time is over.
+bool UnixTcti::wait_for(short events) {
+  for (;;) {
+    const auto left = std::chrono::duration_cast<std::chrono::milliseconds>(deadline_ - std::chrono::steady_clock::now());
+    struct pollfd watched {socket_.get(), events, 0};
+    const int ready = ::poll(&watched, 1, static_cast<int>(std::max<std::int64_t>(0, left.count())));
+    if (ready > 0) return true;
+    if (ready < 0 && errno == EINTR) continue;
+    timed_out_ = ready == 0;
+    return false;
+  }
+}
+
+bool UnixTcti::connect() {
+  timed_out_ = false;
+  deadline_ = std::chrono::steady_clock::now() + limit_;
+  socket_.reset(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
+  if (!socket_) return false;
+  struct sockaddr_un address {};
+  address.sun_family = AF_UNIX;
+  path_.copy(address.sun_path, sizeof address.sun_path - 1);
+  // With a full queue of connections a nonblocking connect(2) to a unix socket does not begin: EAGAIN.
+  while (::connect(socket_.get(), reinterpret_cast<const struct sockaddr*>(&address), sizeof address) != 0) {
+    if (errno != EAGAIN && errno != EINTR) return false;
+    timed_out_ = std::chrono::steady_clock::now() >= deadline_;
+    if (timed_out_) return false;
+    std::this_thread::sleep_for(kQueueFull);
+  }
+  return true;
+}
+
+bool UnixTcti::can_connect() {
+  const bool can = connect();
+  socket_.reset();
+  return can;
+}
+
+TSS2_RC UnixTcti::transmit(const std::uint8_t* command, std::size_t size) {
+  if (!connect()) return TSS2_TCTI_RC_IO_ERROR;
+  for (std::size_t done = 0; done < size;) {
+    const ssize_t sent = ::send(socket_.get(), command + done, size - done, MSG_NOSIGNAL);
+    if (sent > 0) done += static_cast<std::size_t>(sent);
+    if (sent < 0 && errno == EINTR) continue;
+    if (sent < 0 && (errno != EAGAIN || !wait_for(POLLOUT))) return TSS2_TCTI_RC_IO_ERROR;
+  }
+  return TSS2_RC_SUCCESS;
+}
+
+bool UnixTcti::read_all(std::uint8_t* to, std::size_t size) {
+  for (std::size_t done = 0; done < size;) {
+    if (!wait_for(POLLIN)) return false;
+    const ssize_t got = ::recv(socket_.get(), to + done, size - done, 0);
+    if (got > 0) done += static_cast<std::size_t>(got);
+    if (got == 0 || (got < 0 && errno != EINTR && errno != EAGAIN)) return false;
+  }
+  return true;
+}
+
+TSS2_RC UnixTcti::receive(std::size_t* size, std::uint8_t* response) {
+  // Asked for the size alone: a response is never larger than what the TSS has room for.
+  if (!response) {
+    *size = TPM2_MAX_RESPONSE_SIZE;
+    return TSS2_RC_SUCCESS;
+  }
+  if (*size < kHeader) return TSS2_TCTI_RC_INSUFFICIENT_BUFFER;
+  if (!read_all(response, kHeader)) return TSS2_TCTI_RC_IO_ERROR;
+  const std::size_t whole = load_be32(ByteView(response + 2, 4));
+  if (whole < kHeader || whole > *size) return TSS2_TCTI_RC_MALFORMED_RESPONSE;
+  if (!read_all(response + kHeader, whole - kHeader)) return TSS2_TCTI_RC_IO_ERROR;
+  *size = whole;
+  socket_.reset();
+  return TSS2_RC_SUCCESS;
+}
+
+}  // namespace imafs
