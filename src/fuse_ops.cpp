@@ -1,9 +1,7 @@
 #include "fuse_ops.h"
 
 #include <fcntl.h>
-#include <linux/fs.h>
-#include <linux/fsverity.h>
-#include <sys/ioctl.h>
+#include <sys/sysmacros.h>
 #include <sys/uio.h>
 #include <unistd.h>
 
@@ -16,6 +14,7 @@
 
 #include "fuse_control.h"
 #include "fuse_directory.h"
+#include "fuse_ioctl.h"
 #include "fuse_reply.h"
 
 namespace imafs {
@@ -315,27 +314,6 @@ void do_copy_file_range(fuse_req_t request, fuse_ino_t from, off_t from_offset, 
                                            size, static_cast<unsigned>(flags));
   if (copied < 0) return refuse(request, errno);
   fuse_reply_write(request, static_cast<size_t>(copied));
-}
-
-// The flags of chattr(1), the project quota and fs-verity; the kernel has checked who may set them.
-void do_ioctl(fuse_req_t request, fuse_ino_t node, unsigned int command, void*, struct fuse_file_info*, unsigned flags,
-              const void* in, size_t in_size, size_t out_size) {
-  if (ControlDir::owns(node) || (flags & FUSE_IOCTL_COMPAT) != 0) return refuse(request, ENOTTY);
-  constexpr std::array<unsigned, 6> known{FS_IOC_GETFLAGS,        FS_IOC_SETFLAGS,       FS_IOC_FSGETXATTR, FS_IOC_FSSETXATTR,
-                                          FS_IOC_MEASURE_VERITY, FS_IOC_ENABLE_VERITY};
-  if (std::find(known.begin(), known.end(), command) == known.end()) return refuse(request, ENOTTY);
-  alignas(8) std::array<char, 256> data{};
-  if (in_size > data.size() || out_size > data.size()) return refuse(request, EINVAL);
-  if (in_size > 0) std::memcpy(data.data(), in, in_size);
-  if (command == FS_IOC_ENABLE_VERITY) {
-    // Salt and signature are pointers into the caller's memory, which we do not have.
-    const auto* const wanted = reinterpret_cast<const struct fsverity_enable_arg*>(data.data());
-    if (in_size < sizeof *wanted || wanted->salt_size != 0 || wanted->sig_size != 0) return refuse(request, EOPNOTSUPP);
-  }
-  auto fd = context_of(request).table.open(node, O_RDONLY | O_NONBLOCK | O_CLOEXEC);
-  if (!fd) return reply_error(request, fd.error());
-  if (::ioctl(fd->get(), command, data.data()) != 0) return refuse(request, errno);
-  fuse_reply_ioctl(request, 0, out_size > 0 ? data.data() : nullptr, out_size);
 }
 
 void do_poll(fuse_req_t request, fuse_ino_t node, struct fuse_file_info* file, struct fuse_pollhandle* handle) {

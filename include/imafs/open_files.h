@@ -90,6 +90,8 @@ class OpenFiles {
   void will_truncate(NodeId node);  // by path or handle: before it happens
   void did_change_attributes(NodeId node, bool times_set);
   void did_change_label(NodeId node);  // security.ima set or removed
+  void did_change_flags(NodeId node) { kernel_.drop_attributes(node); }  // an ioctl: the ctime has moved
+  bool is_written(NodeId node) const;  // somebody has it open for writing through the mount
   void forget(NodeId node);
 
   // Gives back every descriptor that nobody needs. For the end, and for tests.
