@@ -64,6 +64,7 @@ void do_statx(fuse_req_t request, fuse_ino_t node, int flags, int mask, struct f
   if (auto status = context.ops.get_statx(node, flags, static_cast<unsigned>(mask), attr); !status) {
     return reply(request, status);
   }
+  attr.stx_ino = context.numbers.shown(makedev(attr.stx_dev_major, attr.stx_dev_minor), attr.stx_ino);
   fuse_reply_statx(request, 0, &attr, context.options.timeout_seconds);
 }
 

@@ -12,6 +12,7 @@
 #include "imafs/inode_table.h"
 #include "imafs/open_files.h"
 #include "imafs/tree_ops.h"
+#include "inode_numbers.h"
 
 namespace imafs {
 
@@ -22,6 +23,7 @@ struct FuseContext {
   OpenFiles& files;
   TreeOps& ops;
   ControlDir& control;
+  InodeNumbers& numbers;
   std::function<void(struct fuse_conn_info*)> on_init;
   std::function<void(NodeId parent, std::string name)> expire_name;  // from another thread, soon
 };

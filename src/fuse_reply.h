@@ -33,6 +33,7 @@ inline struct fuse_entry_param entry_of(const FuseContext& context, const InodeT
   struct fuse_entry_param entry {};
   entry.ino = found.id;
   entry.attr = found.attr;
+  entry.attr.st_ino = context.numbers.shown(found.attr.st_dev, found.attr.st_ino);
   entry.attr_timeout = context.options.timeout_seconds;
   // A file with several names is looked up each time: that is how an entry gets the name that was used.
   const bool has_names = S_ISREG(found.attr.st_mode) && found.attr.st_nlink > 1;
@@ -47,9 +48,11 @@ inline void reply_entry(fuse_req_t request, const Result<InodeTable::Found>& fou
   if (fuse_reply_entry(request, &entry) != 0 && context.table.forget(found->id, 1)) context.files.forget(found->id);
 }
 
-inline void reply_attr(fuse_req_t request, const Result<struct stat>& attr) {
+inline void reply_attr(fuse_req_t request, Result<struct stat> attr) {
   if (!attr) return reply_error(request, attr.error());
-  fuse_reply_attr(request, &*attr, context_of(request).options.timeout_seconds);
+  FuseContext& context = context_of(request);
+  attr->st_ino = context.numbers.shown(attr->st_dev, attr->st_ino);
+  fuse_reply_attr(request, &*attr, context.options.timeout_seconds);
 }
 
 // For calls that tell the size when asked with size 0, and the bytes else.
