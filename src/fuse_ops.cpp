@@ -81,10 +81,10 @@ void do_setattr(fuse_req_t request, fuse_ino_t node, struct stat* attr, int what
   if ((what & FUSE_SET_ATTR_ATIME_NOW) != 0) change.atime = now;
   if ((what & FUSE_SET_ATTR_MTIME_NOW) != 0) change.mtime = now;
   const Caller caller = caller_of(request);
-  // Of a request to clear setuid and setgid libfuse 3.18 hands on what else it asks for: nothing, when a
-  // stranger wrote in passthrough mode, or the size.
+  // Of a request to clear setuid and setgid libfuse 3.18 hands on what else it asks for: nothing, or the size.
   constexpr int kill = FUSE_SET_ATTR_KILL_SUID | FUSE_SET_ATTR_KILL_SGID;
-  change.kill_suidgid = what == 0 || (what & kill) != 0 || ((what & FUSE_SET_ATTR_SIZE) != 0 && caller.uid != 0);
+  change.kill_suidgid = (what & kill) != 0 || ((what & FUSE_SET_ATTR_SIZE) != 0 && caller.uid != 0);
+  change.is_empty = what == 0;
   if (file) change.handle = file->fh;
   reply_attr(request, context_of(request).ops.set_attr(node, change, caller));
 }
@@ -134,7 +134,7 @@ void do_rmdir(fuse_req_t request, fuse_ino_t parent, const char* name) {
 void do_rename(fuse_req_t request, fuse_ino_t parent, const char* name, fuse_ino_t new_parent, const char* new_name,
                unsigned int flags) {
   if (is_control(parent, name) || is_control(new_parent, new_name)) return refuse(request, EPERM);
-  reply(request, context_of(request).ops.rename(parent, name, new_parent, new_name, flags));
+  reply(request, context_of(request).ops.rename(parent, name, new_parent, new_name, flags, caller_of(request)));
 }
 
 void do_statfs(fuse_req_t request, fuse_ino_t node) {

@@ -412,6 +412,12 @@ void OpenFiles::did_change_attributes(NodeId node, bool times_set) {
   });
 }
 
+bool OpenFiles::is_written(NodeId node) const {
+  const Lock lock(mutex_);
+  const auto found = files_.find(node);
+  return found != files_.end() && found->second->writers > 0;
+}
+
 void OpenFiles::did_change_label(NodeId node) {
   cache_.with_existing(node, [](FileRecord& record) { record.clear(); });
 }
