@@ -279,7 +279,8 @@ void do_write(fuse_req_t request, fuse_ino_t node, const char* bytes, size_t siz
   const auto writable = context_of(request).files.writable(file->fh);
   if (!writable) return reply_error(request, writable.error());
   const struct iovec part {const_cast<char*>(bytes), size};
-  const bool appends = OpenFiles::appends(file->fh);
+  // The flags of now, not those of the open; and a page that was mapped goes where it belongs.
+  const bool appends = (file->flags & O_APPEND) != 0 && file->writepage == 0;
   const ssize_t written = ::pwritev2(writable->fd, &part, 1, offset, appends ? RWF_APPEND : 0);
   if (written < 0) return refuse(request, errno);
   if (file->kill_suidgid != 0) kill_privileges(writable->fd, caller_of(request));

@@ -83,7 +83,6 @@ class OpenFiles {
     UniqueFd owned;
   };
   Result<Writable> writable(std::uint64_t handle);
-  static bool appends(std::uint64_t handle);
   static NodeId node_of(std::uint64_t handle);
 
   // Around changes that do not come as an open for writing.
