@@ -52,7 +52,7 @@ void keep_file_capabilities() {
   struct __user_cap_header_struct head {_LINUX_CAPABILITY_VERSION_3, 0};
   std::array<struct __user_cap_data_struct, 2> sets{};
   if (::syscall(SYS_capget, &head, sets.data()) != 0) return;
-  constexpr std::uint32_t wanted = 1U << CAP_DAC_OVERRIDE | 1U << CAP_DAC_READ_SEARCH | 1U << CAP_MKNOD;
+  constexpr std::uint32_t wanted = 1U << CAP_DAC_OVERRIDE | 1U << CAP_DAC_READ_SEARCH | 1U << CAP_FOWNER | 1U << CAP_MKNOD;
   sets[0].effective |= sets[0].permitted & wanted;
   ::syscall(SYS_capset, &head, sets.data());
 }

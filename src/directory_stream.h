@@ -3,6 +3,7 @@
 
 #include <dirent.h>
 #include <fcntl.h>
+#include <sys/stat.h>
 
 #include <memory>
 #include <mutex>
@@ -18,10 +19,12 @@ class DirectoryStream {
   static Result<std::unique_ptr<DirectoryStream>> open(InodeTable& table, NodeId node) {
     auto fd = table.open(node, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (!fd) return fail(fd.error());
+    struct stat attr {};
+    if (::fstat(fd->get(), &attr) != 0) return fail(errno_error("opendir"));
     DIR* const stream = ::fdopendir(fd->get());
     if (!stream) return fail(errno_error("opendir"));
     (void)fd->release();
-    return std::unique_ptr<DirectoryStream>(new DirectoryStream(stream, node));
+    return std::unique_ptr<DirectoryStream>(new DirectoryStream(stream, node, attr.st_dev));
   }
   ~DirectoryStream() { ::closedir(stream_); }
   DirectoryStream(const DirectoryStream&) = delete;
@@ -47,13 +50,15 @@ class DirectoryStream {
   }
 
   NodeId node() const { return node_; }
+  dev_t device() const { return device_; }
   int fd() const { return ::dirfd(stream_); }
 
  private:
-  DirectoryStream(DIR* stream, NodeId node) : stream_(stream), node_(node) {}
+  DirectoryStream(DIR* stream, NodeId node, dev_t device) : stream_(stream), node_(node), device_(device) {}
 
   DIR* const stream_;
   const NodeId node_;
+  const dev_t device_;
   std::mutex mutex_;
   off_t position_ = 0;  // guarded by mutex_
 };

@@ -59,7 +59,7 @@ void list(fuse_req_t request, size_t size, off_t offset, struct fuse_file_info* 
   const auto take = [&](const struct dirent& entry) {
     if (is_root && std::strcmp(entry.d_name, kControlName) == 0) return true;  // ours hides it
     struct stat attr {};
-    attr.st_ino = entry.d_ino;
+    attr.st_ino = context.numbers.shown(stream.device(), entry.d_ino);
     attr.st_mode = DTTOIF(entry.d_type);
     if (!with_attr) return !(full = !listing.add(entry.d_name, attr, entry.d_off));
     struct fuse_entry_param plain {};

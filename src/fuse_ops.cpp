@@ -1,9 +1,6 @@
 #include "fuse_ops.h"
 
 #include <fcntl.h>
-#include <linux/fs.h>
-#include <linux/fsverity.h>
-#include <sys/ioctl.h>
 #include <sys/sysmacros.h>
 #include <sys/uio.h>
 #include <unistd.h>
@@ -17,6 +14,7 @@
 
 #include "fuse_control.h"
 #include "fuse_directory.h"
+#include "fuse_ioctl.h"
 #include "fuse_reply.h"
 
 namespace imafs {
@@ -66,7 +64,10 @@ void do_statx(fuse_req_t request, fuse_ino_t node, int flags, int mask, struct f
   if (auto status = context.ops.get_statx(node, flags, static_cast<unsigned>(mask), attr); !status) {
     return reply(request, status);
   }
-  fuse_reply_statx(request, 0, &attr, timeout_of(context, makedev(attr.stx_dev_major, attr.stx_dev_minor), attr.stx_ino));
+  const dev_t device = makedev(attr.stx_dev_major, attr.stx_dev_minor);
+  const double timeout = timeout_of(context, device, attr.stx_ino);
+  attr.stx_ino = context.numbers.shown(device, attr.stx_ino);
+  fuse_reply_statx(request, 0, &attr, timeout);
 }
 
 void do_setattr(fuse_req_t request, fuse_ino_t node, struct stat* attr, int what, struct fuse_file_info* file) {
@@ -82,10 +83,10 @@ void do_setattr(fuse_req_t request, fuse_ino_t node, struct stat* attr, int what
   if ((what & FUSE_SET_ATTR_ATIME_NOW) != 0) change.atime = now;
   if ((what & FUSE_SET_ATTR_MTIME_NOW) != 0) change.mtime = now;
   const Caller caller = caller_of(request);
-  // Of a request to clear setuid and setgid libfuse 3.18 hands on what else it asks for: nothing, when a
-  // stranger wrote in passthrough mode, or the size.
+  // Of a request to clear setuid and setgid libfuse 3.18 hands on what else it asks for: nothing, or the size.
   constexpr int kill = FUSE_SET_ATTR_KILL_SUID | FUSE_SET_ATTR_KILL_SGID;
-  change.kill_suidgid = what == 0 || (what & kill) != 0 || ((what & FUSE_SET_ATTR_SIZE) != 0 && caller.uid != 0);
+  change.kill_suidgid = (what & kill) != 0 || ((what & FUSE_SET_ATTR_SIZE) != 0 && caller.uid != 0);
+  change.is_empty = what == 0;
   if (file) change.handle = file->fh;
   reply_attr(request, context_of(request).ops.set_attr(node, change, caller));
 }
@@ -135,7 +136,7 @@ void do_rmdir(fuse_req_t request, fuse_ino_t parent, const char* name) {
 void do_rename(fuse_req_t request, fuse_ino_t parent, const char* name, fuse_ino_t new_parent, const char* new_name,
                unsigned int flags) {
   if (is_control(parent, name) || is_control(new_parent, new_name)) return refuse(request, EPERM);
-  reply(request, context_of(request).ops.rename(parent, name, new_parent, new_name, flags));
+  reply(request, context_of(request).ops.rename(parent, name, new_parent, new_name, flags, caller_of(request)));
 }
 
 void do_statfs(fuse_req_t request, fuse_ino_t node) {
@@ -280,7 +281,8 @@ void do_write(fuse_req_t request, fuse_ino_t node, const char* bytes, size_t siz
   const auto writable = context_of(request).files.writable(file->fh);
   if (!writable) return reply_error(request, writable.error());
   const struct iovec part {const_cast<char*>(bytes), size};
-  const bool appends = OpenFiles::appends(file->fh);
+  // The flags of now, not those of the open; and a page that was mapped goes where it belongs.
+  const bool appends = (file->flags & O_APPEND) != 0 && file->writepage == 0;
   const ssize_t written = ::pwritev2(writable->fd, &part, 1, offset, appends ? RWF_APPEND : 0);
   if (written < 0) return refuse(request, errno);
   if (file->kill_suidgid != 0) kill_privileges(writable->fd, caller_of(request));
@@ -316,27 +318,6 @@ void do_copy_file_range(fuse_req_t request, fuse_ino_t from, off_t from_offset, 
                                            size, static_cast<unsigned>(flags));
   if (copied < 0) return refuse(request, errno);
   fuse_reply_write(request, static_cast<size_t>(copied));
-}
-
-// The flags of chattr(1), the project quota and fs-verity; the kernel has checked who may set them.
-void do_ioctl(fuse_req_t request, fuse_ino_t node, unsigned int command, void*, struct fuse_file_info*, unsigned flags,
-              const void* in, size_t in_size, size_t out_size) {
-  if (ControlDir::owns(node) || (flags & FUSE_IOCTL_COMPAT) != 0) return refuse(request, ENOTTY);
-  constexpr std::array<unsigned, 6> known{FS_IOC_GETFLAGS,        FS_IOC_SETFLAGS,       FS_IOC_FSGETXATTR, FS_IOC_FSSETXATTR,
-                                          FS_IOC_MEASURE_VERITY, FS_IOC_ENABLE_VERITY};
-  if (std::find(known.begin(), known.end(), command) == known.end()) return refuse(request, ENOTTY);
-  alignas(8) std::array<char, 256> data{};
-  if (in_size > data.size() || out_size > data.size()) return refuse(request, EINVAL);
-  if (in_size > 0) std::memcpy(data.data(), in, in_size);
-  if (command == FS_IOC_ENABLE_VERITY) {
-    // Salt and signature are pointers into the caller's memory, which we do not have.
-    const auto* const wanted = reinterpret_cast<const struct fsverity_enable_arg*>(data.data());
-    if (in_size < sizeof *wanted || wanted->salt_size != 0 || wanted->sig_size != 0) return refuse(request, EOPNOTSUPP);
-  }
-  auto fd = context_of(request).table.open(node, O_RDONLY | O_NONBLOCK | O_CLOEXEC);
-  if (!fd) return reply_error(request, fd.error());
-  if (::ioctl(fd->get(), command, data.data()) != 0) return refuse(request, errno);
-  fuse_reply_ioctl(request, 0, out_size > 0 ? data.data() : nullptr, out_size);
 }
 
 void do_poll(fuse_req_t request, fuse_ino_t node, struct fuse_file_info* file, struct fuse_pollhandle* handle) {

@@ -13,6 +13,7 @@
 #include "imafs/open_files.h"
 #include "imafs/tree_ops.h"
 #include "imafs/tree_watch.h"
+#include "inode_numbers.h"
 
 namespace imafs {
 
@@ -24,6 +25,7 @@ struct FuseContext {
   TreeOps& ops;
   ControlDir& control;
   const TreeWatch* watch;  // null: nobody tells of changes beside the mount
+  InodeNumbers& numbers;
   std::function<void(struct fuse_conn_info*)> on_init;
   std::function<void(NodeId parent, std::string name)> expire_name;  // from another thread, soon
 };

@@ -48,6 +48,7 @@ inline struct fuse_entry_param entry_of(const FuseContext& context, NodeId paren
   struct fuse_entry_param entry {};
   entry.ino = found.id;
   entry.attr = found.attr;
+  entry.attr.st_ino = context.numbers.shown(found.attr.st_dev, found.attr.st_ino);
   entry.attr_timeout = timeout_of(context, found.attr.st_dev, found.attr.st_ino);
   // A file with several names is looked up each time: that is how an entry gets the name that was used.
   const bool has_names = S_ISREG(found.attr.st_mode) && found.attr.st_nlink > 1;
@@ -62,9 +63,12 @@ inline void reply_entry(fuse_req_t request, NodeId parent, const Result<InodeTab
   if (fuse_reply_entry(request, &entry) != 0 && context.table.forget(found->id, 1)) context.files.forget(found->id);
 }
 
-inline void reply_attr(fuse_req_t request, const Result<struct stat>& attr) {
+inline void reply_attr(fuse_req_t request, Result<struct stat> attr) {
   if (!attr) return reply_error(request, attr.error());
-  fuse_reply_attr(request, &*attr, timeout_of(context_of(request), attr->st_dev, attr->st_ino));
+  FuseContext& context = context_of(request);
+  const double timeout = timeout_of(context, attr->st_dev, attr->st_ino);
+  attr->st_ino = context.numbers.shown(attr->st_dev, attr->st_ino);
+  fuse_reply_attr(request, &*attr, timeout);
 }
 
 // For calls that tell the size when asked with size 0, and the bytes else.

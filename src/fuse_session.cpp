@@ -13,6 +13,7 @@
 #include <utility>
 
 #include "fuse_ops.h"
+#include "inode_numbers.h"
 
 namespace imafs {
 namespace {
@@ -65,7 +66,8 @@ class Session final : public FuseSession {
         notices_(1),
         files_(open_file_options(), kernel(), tree, *table_, gate, reaper_),
         ops_(*table_, files_, options_.passthrough),
-        context_{options_, *table_, files_, ops_, control, nullptr, [this](auto* connection) { initialize(connection); },
+        numbers_(table_->identity_of(kRootNode).first),
+        context_{options_, *table_, files_, ops_, control, nullptr, numbers_, [this](auto* connection) { initialize(connection); },
                  [this](NodeId parent, std::string name) { expire(parent, std::move(name)); }} {}
 
   ~Session() override {
@@ -234,6 +236,7 @@ class Session final : public FuseSession {
   WorkerPool notices_;
   OpenFiles files_;
   TreeOps ops_;
+  InodeNumbers numbers_;
   std::unique_ptr<TreeWatch> watch_;  // null: not wanted, or not to be had
   FuseContext context_;
 };

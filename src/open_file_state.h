@@ -33,6 +33,7 @@ struct OpenFiles::File {
   // Under busy.
   UniqueFd anchor;          // O_RDONLY; also what a backing id is made of, and what a lease is on
   UniqueFd writer;          // without passthrough: one for all handles that write
+  UniqueFd reader;          // without passthrough: reads through it move the atime, which measuring must not
   int backing_id = 0;
   bool verified = false;       // the record was found current under the lease that stands
   bool content_known = false;  // is_elf, is_script hold as long as the lease does
@@ -46,7 +47,7 @@ struct OpenFiles::File {
 
 struct OpenFiles::Handle {
   File* file;
-  int flags;
+  int reads_from;  // a descriptor of the file's
   bool writes;
 };
 

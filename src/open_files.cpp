@@ -40,10 +40,7 @@ OpenFiles::~OpenFiles() {
 
 // ---- handles ----
 
-int OpenFiles::readable(std::uint64_t handle) {
-  const auto* const open = reinterpret_cast<Handle*>(handle);
-  return open->file->anchor ? open->file->anchor.get() : open->file->writer.get();
-}
+int OpenFiles::readable(std::uint64_t handle) { return reinterpret_cast<Handle*>(handle)->reads_from; }
 
 Result<OpenFiles::Writable> OpenFiles::writable(std::uint64_t handle) {
   const auto* const open = reinterpret_cast<Handle*>(handle);
@@ -51,14 +48,13 @@ Result<OpenFiles::Writable> OpenFiles::writable(std::uint64_t handle) {
   // `writer` is set before the handle is given out and lives as long as any handle that writes.
   if (open->file->writer) return Writable{open->file->writer.get(), UniqueFd()};
   auto fd = table_.open(open->file->node, O_RDWR | O_CLOEXEC);
+  if (!fd && fd.error().code == EPERM) fd = table_.open(open->file->node, O_RDWR | O_APPEND | O_CLOEXEC);  // append-only
   if (!fd) return fail(fd.error());
   Writable own;
   own.fd = fd->get();
   own.owned = std::move(*fd);
   return own;
 }
-
-bool OpenFiles::appends(std::uint64_t handle) { return (reinterpret_cast<Handle*>(handle)->flags & O_APPEND) != 0; }
 
 NodeId OpenFiles::node_of(std::uint64_t handle) { return reinterpret_cast<Handle*>(handle)->file->node; }
 
@@ -96,7 +92,9 @@ void OpenFiles::finish(std::unique_ptr<Opening> opening, Status status) {
   File& file = *opening->file;
   Result<Opened> result = fail(EIO, "");
   if (status) {
-    auto* const handle = new Handle{&file, opening->request.flags, opening->writes()};
+    const bool moves_atime = file.reader && (opening->request.flags & O_NOATIME) == 0;
+    const UniqueFd& source = moves_atime ? file.reader : file.anchor ? file.anchor : file.writer;
+    auto* const handle = new Handle{&file, source.get(), opening->writes()};
     result = Opened{reinterpret_cast<std::uint64_t>(handle), file.backing_id, file.keep_cache};
   } else {
     result = fail(status.error());
@@ -115,6 +113,7 @@ void OpenFiles::leave_busy(File& file, Lock& lock) {
   if (file.writers == 0 && file.writer) {
     const UniqueFd closing = std::move(file.writer);  // it would count as somebody who writes
   }
+  if (!file.is_open()) file.reader.reset();
   if (file.check_mapped && !file.is_open()) {
     file.check_mapped = false;
     lock.unlock();
@@ -438,6 +437,12 @@ void OpenFiles::did_change_attributes(NodeId node, bool times_set) {
   cache_.with_existing(node, [&](FileRecord& record) {
     if (times_set) record.times_were_set();
   });
+}
+
+bool OpenFiles::is_written(NodeId node) const {
+  const Lock lock(mutex_);
+  const auto found = files_.find(node);
+  return found != files_.end() && found->second->writers > 0;
 }
 
 void OpenFiles::did_change_label(NodeId node) {

@@ -75,6 +75,16 @@ std::optional<EventSource::Credentials> credentials_of(std::uint32_t tid) {
   return found;
 }
 
+// What chattr(1) and read-only mounts protect: the kernel asks where a path is opened, but not for a backing file.
+Status may_be_written(int fd, int flags) {
+  const bool refused = ::faccessat(fd, "", W_OK, AT_EMPTY_PATH | AT_EACCESS) != 0;
+  if (refused && (errno == EROFS || errno == EPERM)) return fail(errno_error("open"));  // EPERM: immutable
+  struct statx attr {};
+  if (::statx(fd, "", AT_EMPTY_PATH, 0, &attr) != 0) return {};
+  if ((attr.stx_attributes & STATX_ATTR_APPEND) != 0 && (flags & O_APPEND) == 0) return fail(EPERM, "append-only");
+  return {};
+}
+
 }  // namespace
 
 class OpenFiles::RequestFacts final : public EventSource {
@@ -200,6 +210,12 @@ Status OpenFiles::prepare(Opening& opening) {
     file.backing_id = std::max(0, kernel_.open_backing(file.anchor.get()));
     if (file.backing_id == 0) passthrough_unsupported_ = true;
   }
+  const int flags = opening.request.flags;
+  if (file.backing_id == 0 && !file.reader && (flags & O_ACCMODE) != O_WRONLY && (flags & O_NOATIME) == 0) {
+    auto fd = table_.open(file.node, O_RDONLY | O_CLOEXEC);
+    if (fd) file.reader = std::move(*fd);
+  }
+  if (opening.writes() && !opening.created && file.anchor) return may_be_written(file.anchor.get(), flags);
   return {};
 }
 
@@ -407,6 +423,7 @@ Status OpenFiles::open_for_writing(Opening& opening) {
   if (file.backing_id == 0 && !file.writer) {
     auto fd = table_.open(file.node, O_RDWR | O_CLOEXEC);
     if (!fd && fd.error().code == EACCES) fd = table_.open(file.node, O_WRONLY | O_CLOEXEC);
+    if (!fd && fd.error().code == EPERM) fd = table_.open(file.node, O_RDWR | O_APPEND | O_CLOEXEC);  // append-only
     if (!fd) return fail(fd.error());
     file.writer = std::move(*fd);
   }

@@ -14,6 +14,7 @@ namespace imafs {
 namespace {
 
 constexpr int kAccessFlags = O_ACCMODE;
+constexpr std::uint32_t kKeep = ~std::uint32_t{0};  // chown: as it is
 
 // The path that leads to an O_PATH descriptor's file for calls that take no such descriptor. It ends at
 // the file itself, also if that is a symlink.
@@ -31,15 +32,23 @@ Status done(int result, const char* doing) {
   return {};
 }
 
+// What a change by `caller` takes from the mode of a file that is no directory.
+mode_t bits_to_lose(const struct stat& attr, const Caller& caller) {
+  mode_t bits = attr.st_mode & S_ISUID;
+  if ((attr.st_mode & S_ISGID) == 0) return bits;
+  // Without group execution setgid means mandatory locking: it stays for root and for members of the group.
+  if ((attr.st_mode & S_IXGRP) != 0 || (caller.uid != 0 && !is_in_group(caller, attr.st_gid))) bits |= S_ISGID;
+  return bits;
+}
+
 }  // namespace
 
 void kill_privileges(int fd, const Caller& writer) {
   struct stat attr {};
   if (::fstat(fd, &attr) != 0) return;
-  mode_t kill = S_ISUID;
-  if ((attr.st_mode & S_ISGID) != 0 && ((attr.st_mode & S_IXGRP) != 0 || !is_in_group(writer, attr.st_gid))) kill |= S_ISGID;
+  const mode_t kill = bits_to_lose(attr, writer);
   const ProcPath path(fd);
-  if ((attr.st_mode & kill) != 0) ::chmod(path.get(), attr.st_mode & 07777 & ~kill);
+  if (kill != 0) ::chmod(path.get(), attr.st_mode & 07777 & ~kill);
   ::removexattr(path.get(), "security.capability");
 }
 
@@ -75,6 +84,32 @@ Status TreeOps::resize(NodeId node, off_t size, std::uint64_t handle) {
   return done(::ftruncate(writable.fd, size), "truncate");
 }
 
+Status TreeOps::change_owner(int fd, uid_t uid, gid_t gid, const Caller& caller) {
+  struct stat before {};
+  (void)::fstatat(fd, "", &before, AT_EMPTY_PATH | AT_SYMLINK_NOFOLLOW);
+  if (::fchownat(fd, "", uid, gid, AT_EMPTY_PATH | AT_SYMLINK_NOFOLLOW) != 0) return fail(errno_error("chown"));
+  // That has cleared what a chown by us clears; a caller outside the old group loses one bit more.
+  const bool sgid_stayed = !S_ISDIR(before.st_mode) && (before.st_mode & S_IXGRP) == 0;
+  if (sgid_stayed && (bits_to_lose(before, caller) & S_ISGID) != 0) {
+    ::chmod(ProcPath(fd).get(), before.st_mode & 07777 & ~(S_ISUID | S_ISGID));
+  }
+  return {};
+}
+
+Status TreeOps::change_nothing(NodeId node, int fd, const Caller& caller) {
+  struct stat attr {};
+  if (::fstatat(fd, "", &attr, AT_EMPTY_PATH | AT_SYMLINK_NOFOLLOW) != 0) return fail(errno_error("stat"));
+  if (S_ISREG(attr.st_mode) && files_.is_written(node)) {
+    // Root's writes take file capabilities away, but neither setuid nor setgid.
+    if (caller.uid != 0) kill_privileges(fd, caller);
+    return {};
+  }
+  // chown(2) asks who owns the file only if there are bits to clear.
+  const bool is_owner = caller.uid == 0 || caller.uid == attr.st_uid;
+  if (!is_owner && !S_ISDIR(attr.st_mode) && bits_to_lose(attr, caller) != 0) return fail(EPERM, "chown");
+  return change_owner(fd, kKeep, kKeep, caller);
+}
+
 Result<struct stat> TreeOps::set_attr(NodeId node, const AttrChange& change, const Caller& caller) {
   auto fd = table_.path_fd(node);
   if (!fd) return fail(fd.error());
@@ -83,16 +118,10 @@ Result<struct stat> TreeOps::set_attr(NodeId node, const AttrChange& change, con
     if (auto status = resize(node, *change.size, change.handle); !status) return fail(status.error());
   }
   if (change.uid || change.gid) {
-    const uid_t uid = change.uid.value_or(static_cast<uid_t>(-1));
-    const gid_t gid = change.gid.value_or(static_cast<gid_t>(-1));
-    struct stat before {};
-    (void)::fstatat((*fd)->get(), "", &before, AT_EMPTY_PATH | AT_SYMLINK_NOFOLLOW);
-    if (::fchownat((*fd)->get(), "", uid, gid, AT_EMPTY_PATH | AT_SYMLINK_NOFOLLOW) != 0) return fail(errno_error("chown"));
-    // That has cleared what a chown by us clears; a caller outside the old group loses one bit more.
-    constexpr mode_t sgid_alone = S_ISGID | S_IXGRP;
-    if ((before.st_mode & sgid_alone) == S_ISGID && !S_ISDIR(before.st_mode) && caller.uid != 0 && !is_in_group(caller, before.st_gid)) {
-      ::chmod(path.get(), before.st_mode & 07777 & ~(S_ISUID | S_ISGID));
-    }
+    auto status = change_owner((*fd)->get(), change.uid.value_or(kKeep), change.gid.value_or(kKeep), caller);
+    if (!status) return fail(status.error());
+  } else if (change.is_empty) {
+    if (auto status = change_nothing(node, (*fd)->get(), caller); !status) return fail(status.error());
   } else if (change.kill_suidgid) {
     kill_privileges((*fd)->get(), caller);
   }
@@ -180,14 +209,20 @@ Status TreeOps::remove_directory(NodeId parent, const char* name) {
   return {};
 }
 
-Status TreeOps::rename(NodeId parent, const char* name, NodeId new_parent, const char* new_name, unsigned flags) {
+Status TreeOps::rename(NodeId parent, const char* name, NodeId new_parent, const char* new_name, unsigned flags,
+                       const Caller& caller) {
   auto from = table_.path_fd(parent);
   if (!from) return fail(from.error());
   auto to = table_.path_fd(new_parent);
   if (!to) return fail(to.error());
   const bool exchange = (flags & RENAME_EXCHANGE) != 0;
   if (!exchange && (flags & RENAME_NOREPLACE) == 0) table_.will_unlink(new_parent, new_name);
-  if (::renameat2((*from)->get(), name, (*to)->get(), new_name, flags) != 0) return fail(errno_error("rename"));
+  {
+    // What stays behind of a renaming to a whiteout is new, and the caller's.
+    std::optional<ActAs> identity;
+    if ((flags & RENAME_WHITEOUT) != 0) identity.emplace(caller, false);
+    if (::renameat2((*from)->get(), name, (*to)->get(), new_name, flags) != 0) return fail(errno_error("rename"));
+  }
   table_.did_rename(parent, name, new_parent, new_name, exchange);
   return {};
 }
@@ -210,6 +245,7 @@ Result<TreeOps::Made> TreeOps::create(NodeId parent, const char* name, int flags
     fd.reset(::openat((*directory)->get(), name, access | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, mode));
   }
   if (!fd) return fail(errno_error("create"));
+  if (access == O_RDONLY) ::fcntl(fd.get(), F_SETFL, O_NOATIME);  // measuring reads from it
   return made(std::move(fd), parent, name, caller);
 }
 
@@ -224,7 +260,7 @@ Result<TreeOps::Made> TreeOps::create_unnamed(NodeId parent, int flags, mode_t m
   if (!fd) return fail(errno_error("create"));
   auto result = made(std::move(fd), parent, "", caller);
   if (result && passthrough_) {
-    auto reader = table_.open(result->found.id, O_RDONLY | O_CLOEXEC);
+    auto reader = table_.open(result->found.id, O_RDONLY | O_NOATIME | O_CLOEXEC);
     if (!reader) return fail(reader.error());
     result->fd = std::move(*reader);
   }

@@ -87,13 +87,14 @@ class OpenFiles {
     UniqueFd owned;
   };
   Result<Writable> writable(std::uint64_t handle);
-  static bool appends(std::uint64_t handle);
   static NodeId node_of(std::uint64_t handle);
 
   // Around changes that do not come as an open for writing.
   void will_truncate(NodeId node);  // by path or handle: before it happens
   void did_change_attributes(NodeId node, bool times_set);
   void did_change_label(NodeId node);  // security.ima set or removed
+  void did_change_flags(NodeId node) { kernel_.drop_attributes(node); }  // an ioctl: the ctime has moved
+  bool is_written(NodeId node) const;  // somebody has it open for writing through the mount
   void forget(NodeId node);
   void let_go(NodeId node);  // closes it, if nobody has it open
 

@@ -42,6 +42,8 @@ class TreeOps {
     std::optional<off_t> size;
     std::optional<struct timespec> atime, mtime;  // UTIME_NOW is kept
     bool kill_suidgid = false;                     // clear setuid, setgid and file capabilities
+    // Nothing at all is asked for: a chown(2) to nobody, or what comes before a write by who must not keep those bits.
+    bool is_empty = false;
     std::uint64_t handle = 0;                      // through an open file; 0: none
   };
   Result<struct stat> set_attr(NodeId node, const AttrChange& change, const Caller& caller);
@@ -53,7 +55,7 @@ class TreeOps {
   Result<Found> make_link(NodeId node, NodeId parent, const char* name);
   Status unlink(NodeId parent, const char* name);
   Status remove_directory(NodeId parent, const char* name);
-  Status rename(NodeId parent, const char* name, NodeId new_parent, const char* new_name, unsigned flags);
+  Status rename(NodeId parent, const char* name, NodeId new_parent, const char* new_name, unsigned flags, const Caller& caller);
 
   // A new file, and the descriptor it was made with (for OpenFiles::Request::created). EEXIST: it was
   // there already, also without O_EXCL.
@@ -73,6 +75,8 @@ class TreeOps {
 
  private:
   Status resize(NodeId node, off_t size, std::uint64_t handle);
+  Status change_owner(int fd, uid_t uid, gid_t gid, const Caller& caller);
+  Status change_nothing(NodeId node, int fd, const Caller& caller);
   Result<Made> made(UniqueFd fd, NodeId parent, const char* name, const Caller& caller);
 
   InodeTable& table_;

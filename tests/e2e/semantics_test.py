@@ -3,94 +3,20 @@ import ctypes
 import errno
 import fcntl
 import itertools
+import mmap
 import os
-import stat
+import subprocess
+import tempfile
 import threading
 import time
 import unittest
 
 from mounting import Mount
-
-LIBC = ctypes.CDLL(None, use_errno=True)
-RENAME_NOREPLACE, RENAME_EXCHANGE = 1, 2
-USER, GROUP, OTHER_GROUP = 1234, 2345, 3456
+from twins import (CALLERS, GROUP, LIBC, OTHER_GROUP, RENAME_EXCHANGE, RENAME_NOREPLACE, RENAME_WHITEOUT, STRANGER, USER, Twins, as_caller,
+                   as_user, attempt, described, make, moved, remove, renameat2, seen)
 
 
-def attempt(work):
-    """The result of `work`, or the name of its error."""
-    try:
-        return work()
-    except OSError as error:
-        return errno.errorcode[error.errno]
-
-
-def as_user(uid, gid, groups, work):
-    """Runs `work` in a child with these ids; its result comes back as text."""
-    reader, writer = os.pipe()
-    child = os.fork()
-    if child == 0:
-        os.setgroups(groups)
-        os.setresgid(gid, gid, gid)
-        os.setresuid(uid, uid, uid)
-        os.write(writer, repr(attempt(work)).encode())
-        os._exit(0)
-    os.close(writer)
-    os.waitpid(child, 0)
-    with os.fdopen(reader) as result:
-        return result.read()
-
-
-def renameat2(old, new, flags):
-    if LIBC.renameat2(-100, old.encode(), -100, new.encode(), flags) != 0:
-        raise OSError(ctypes.get_errno(), 'renameat2')
-
-
-def described(path):
-    attr = os.lstat(path)
-    return (oct(attr.st_mode), attr.st_uid, attr.st_gid, attr.st_nlink, attr.st_size if stat.S_ISREG(attr.st_mode) else 0)
-
-
-def make(directory, kind, name):
-    path = f'{directory}/{name}'
-    if kind == 'file':
-        os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o6777))
-    elif kind == 'directory':
-        os.mkdir(path, 0o2777)
-    elif kind == 'fifo':
-        os.mkfifo(path, 0o666)
-    elif kind == 'symlink':
-        os.symlink('target', path)
-    return described(path)
-
-
-class Semantics(unittest.TestCase):
-    options = ()
-
-    @classmethod
-    def setUpClass(cls):
-        cls.mount = Mount(*cls.options)
-        cls.mount.start()
-        os.chmod(cls.mount.work, 0o755)
-        cls.count = itertools.count()
-
-    @classmethod
-    def tearDownClass(cls):
-        cls.mount.__exit__()
-
-    def same(self, work, prepare=None):
-        """`work(directory)` gives the same on the mount and on the plain tree."""
-        number = next(self.count)
-        plain, mounted = f'{self.mount.work}/plain{number}', f'{self.mount.path}/d{number}'
-        results = []
-        for directory in (plain, mounted):
-            os.mkdir(directory)
-            os.chmod(directory, 0o777)
-            if prepare:
-                prepare(directory)
-            results.append(work(directory))
-        self.assertEqual(results[0], results[1])
-        return results[1]
-
+class Semantics(Twins):
     def test_what_a_caller_makes_belongs_to_it(self):
         for kind, mode, group, umask in itertools.product(('file', 'directory', 'fifo', 'symlink'), (0o777, 0o2777, 0o1777),
                                                           (0, GROUP, OTHER_GROUP), (0o022, 0)):
@@ -158,6 +84,135 @@ class Semantics(unittest.TestCase):
             os.chmod(path, 0o6755)
             os.chown(path, USER, GROUP)
             return described(path)
+        self.same(work)
+
+    def test_a_chown_to_nobody_takes_setuid_only_from_who_may(self):
+        def work(directory):
+            outcome = []
+            for kind, owner, mode in itertools.product(('file', 'directory', 'fifo'), (0, USER, STRANGER), (0o644, 0o6755, 0o2644, 0o4711)):
+                for caller in CALLERS:
+                    make(directory, kind, 'x')
+                    path = directory + '/x'
+                    os.chown(path, owner, GROUP)
+                    os.chmod(path, mode)
+                    result = moved(path, lambda: as_caller(caller, lambda: os.chown(path, -1, -1)))
+                    outcome.append((kind, owner, oct(mode), caller, result, described(path)))
+                    remove(path)
+            return outcome
+        self.same(work)
+
+    def test_a_write_by_root_takes_capabilities_but_not_setuid(self):
+        capability = bytes.fromhex('0100000200040000000000000000000000000000')
+
+        def work(directory):
+            path = directory + '/f'
+            open(path, 'w').close()
+            os.chmod(path, 0o4755)
+            os.setxattr(path, 'security.capability', capability)
+            with open(path, 'r+') as file:
+                file.write('text')
+            return described(path), attempt(lambda: os.getxattr(path, 'security.capability'))
+        self.same(work)
+
+    def test_what_chattr_protects(self):
+        opens = {'write': os.O_WRONLY, 'both': os.O_RDWR, 'append': os.O_WRONLY | os.O_APPEND, 'create': os.O_WRONLY | os.O_CREAT,
+                 'truncate': os.O_WRONLY | os.O_TRUNC, 'append, truncate': os.O_WRONLY | os.O_APPEND | os.O_TRUNC, 'read': os.O_RDONLY}
+
+        def work(directory):
+            path, outcome = directory + '/f', []
+            for flag in 'ia':
+                with open(path, 'w') as file:
+                    file.write('text')
+                outcome.append(subprocess.run(['chattr', '+' + flag, path, directory]).returncode)
+                try:
+                    for name, flags in opens.items():
+                        outcome.append((flag, name, attempt(lambda: os.close(os.open(path, flags)))))
+                    appending = attempt(lambda: os.open(path, os.O_WRONLY | os.O_APPEND))
+                    if not isinstance(appending, str):
+                        outcome.append((os.write(appending, b'more'), attempt(lambda: os.posix_fallocate(appending, 0, 100))))
+                    calls = (lambda: os.truncate(path, 1), lambda: os.chmod(path, 0o600), lambda: os.rename(path, path + '2'), lambda: os.unlink(path),
+                             lambda: os.link(path, path + '2'), lambda: os.utime(path, (1, 1)), lambda: os.mkdir(directory + '/d'))
+                    outcome.append([attempt(call) for call in calls])
+                finally:
+                    subprocess.run(['chattr', '-' + flag, path, directory])
+                outcome.append(described(path))
+            return outcome
+        self.same(work)
+
+    def test_flags_of_chattr_show_and_move_the_ctime(self):
+        def work(directory):
+            path = directory + '/f'
+            open(path, 'w').close()
+            return [moved(path, lambda: subprocess.run(['chattr', change, path]).returncode) for change in ('+d', '-d', '+A')] + \
+                subprocess.run(['lsattr', '-d', path], stdout=subprocess.PIPE, text=True).stdout.split()[:1]
+        self.same(work)
+        path = self.mount.path + '/generation'
+        open(path, 'w').close()
+        shown = subprocess.run(['lsattr', '-v', path], stdout=subprocess.PIPE, text=True).stdout.split()[:2]
+        self.assertEqual(shown, subprocess.run(['lsattr', '-v', self.mount.backing + '/generation'], stdout=subprocess.PIPE, text=True).stdout.split()[:2])
+
+    def test_a_whiteout_belongs_to_who_renames(self):
+        def work(directory):
+            os.chmod(directory, 0o1777)
+            open(directory + '/a', 'w').close()
+            os.chown(directory + '/a', USER, GROUP)
+            return as_caller('user', lambda: renameat2(directory + '/a', directory + '/b', RENAME_WHITEOUT)), seen(directory + '/a'), seen(directory + '/b')
+        self.same(work)
+
+    def test_a_mapping_writes_where_it_is_though_opened_for_appending(self):
+        def work(directory):
+            fd = os.open(directory + '/f', os.O_RDWR | os.O_APPEND | os.O_CREAT)
+            os.write(fd, b'0123456789')
+            with mmap.mmap(fd, 10) as memory:
+                memory[2:4] = b'--'
+                memory.flush()
+            os.fsync(fd)
+            os.write(fd, b'end')
+            os.pwrite(fd, b'!', 0)
+            return os.pread(fd, 100, 0), os.fstat(fd).st_size
+        self.same(work)
+
+    def test_file_systems_in_the_tree_keep_their_files_apart(self):
+        with tempfile.TemporaryDirectory(prefix='imafs-e2e-') as work:
+            os.makedirs(work + '/tree/one')
+            os.makedirs(work + '/tree/two')
+            os.makedirs(work + '/tree/fixed')
+            points = [work + '/tree/one', work + '/tree/two', work + '/tree/fixed']
+            try:
+                for point in points:
+                    subprocess.run(['mount', '-t', 'tmpfs', 'tmpfs', point], check=True)
+                    open(point + '/f', 'w').close()
+                    os.link(point + '/f', point + '/g')
+                subprocess.run(['mount', '-o', 'remount,ro', points[2]], check=True)
+                with Mount(*self.options, backing=work + '/tree') as mount:
+                    numbers = [[os.stat(f'{mount.path}/{name}/{file}').st_ino for file in 'fg'] for name in ('one', 'two', 'fixed')]
+                    for one, other in numbers:
+                        self.assertEqual(one, other)
+                    self.assertEqual(3, len({one for one, _ in numbers}))
+                    self.assertEqual(sorted(number for pair in numbers for number in pair),
+                                     sorted(entry.inode() for name in ('one', 'two', 'fixed') for entry in os.scandir(f'{mount.path}/{name}')))
+                    os.rename(mount.path + '/one/g', mount.path + '/one/h')
+                    fixed = mount.path + '/fixed/f'
+                    for flags in (os.O_WRONLY, os.O_RDWR | os.O_APPEND, os.O_WRONLY | os.O_TRUNC, os.O_WRONLY | os.O_CREAT):
+                        self.assertEqual('EROFS', attempt(lambda: os.open(fixed, flags)))
+                    self.assertEqual(['EROFS'] * 3, [attempt(lambda: os.truncate(fixed, 0)), attempt(lambda: os.unlink(fixed)), attempt(lambda: os.utime(fixed))])
+                    self.assertEqual('', open(fixed).read())
+            finally:
+                for point in points:
+                    subprocess.run(['umount', point], stderr=subprocess.DEVNULL)
+
+    def test_reads_move_the_access_time(self):
+        def work(directory):
+            path = directory + '/f'
+            with open(path, 'w') as file:
+                file.write('text')
+            outcome = []
+            for flags in (os.O_RDONLY | os.O_NOATIME, os.O_RDONLY):
+                os.utime(path, (1, os.stat(path).st_mtime))
+                fd = os.open(path, flags)
+                outcome.append((os.stat(path).st_atime == 1, os.pread(fd, 10, 0), os.stat(path).st_atime == 1))
+                os.close(fd)
+            return outcome
         self.same(work)
 
     def test_rename_flags(self):
@@ -241,8 +296,6 @@ class Semantics(unittest.TestCase):
         self.same(work)
 
     def test_shared_mappings_and_reads_see_each_other(self):
-        import mmap
-
         def work(directory):
             with open(directory + '/f', 'w+b') as file:
                 file.write(b'a' * 8192)
@@ -269,8 +322,6 @@ class Semantics(unittest.TestCase):
         self.same(work)
 
     def test_default_acls_are_inherited(self):
-        import subprocess
-
         def work(directory):
             subprocess.run(['setfacl', '-d', '-m', 'u:7:rwx,g::rx,o::-', directory], check=True)
             open(directory + '/f', 'w').close()
@@ -351,7 +402,17 @@ class Semantics(unittest.TestCase):
 
 
 class SemanticsWithoutPassthrough(Semantics):
-    options = ('--no-passthrough',)
+    options = ('--tpm', 'none', '--no-passthrough')
+
+    def test_appending_can_be_ended(self):
+        # In passthrough mode the kernel keeps the flag that the file was opened with.
+        def work(directory):
+            fd = os.open(directory + '/f', os.O_RDWR | os.O_APPEND | os.O_CREAT)
+            os.write(fd, b'0123456789')
+            fcntl.fcntl(fd, fcntl.F_SETFL, 0)
+            os.pwrite(fd, b'--', 2)
+            return os.pread(fd, 100, 0)
+        self.same(work)
 
 
 if __name__ == '__main__':
