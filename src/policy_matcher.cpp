@@ -82,10 +82,10 @@ void consider(const Rule& rule, const Event& event, Decision& decision) {
     case Action::kDontAudit: slot = &decision.audit; break;
     default: slot = &decision.hash; break;
   }
-  if (*slot || !matches(rule, event)) return;
+  if (*slot || (slot == &decision.hash && decision.hash_taken_back) || !matches(rule, event)) return;
   *slot = &rule;
-  // Appraisal writes the hash itself; a hash rule met before it is off.
-  if (rule.action == Action::kAppraise) decision.hash = nullptr;
+  // Appraisal writes the hash itself; a hash rule met before it is off. One that comes later is not.
+  if (rule.action == Action::kAppraise) decision.hash_taken_back = std::exchange(decision.hash, nullptr) != nullptr;
 }
 
 constexpr std::uint32_t kEverybody = 0xffffffff;

@@ -54,13 +54,13 @@ std::optional<unsigned> mask_named(std::string_view name) {
   return std::nullopt;
 }
 
-// As the kernel's kstrto*(): one '+' is allowed, nothing may follow.
+// As the kernel's kstrto*(): one '+' is allowed, nothing may follow; digits beyond 64 bits are told first.
 std::optional<std::uint64_t> number(std::string_view text, int base, bool* too_large = nullptr) {
   if (text.starts_with('+')) text.remove_prefix(1);
   if (base == 16 && (text.starts_with("0x") || text.starts_with("0X"))) text.remove_prefix(2);
   std::uint64_t value = 0;
   const auto parsed = std::from_chars(text.data(), text.data() + text.size(), value, base);
-  if (too_large) *too_large = parsed.ec == std::errc::result_out_of_range && parsed.ptr == text.data() + text.size();
+  if (too_large) *too_large = parsed.ec == std::errc::result_out_of_range;
   if (text.empty() || parsed.ec != std::errc() || parsed.ptr != text.data() + text.size()) return std::nullopt;
   return value;
 }
@@ -192,7 +192,7 @@ class RuleBuilder {
       return true;
     }
     if (key_ == "fsuuid") {
-      if (rule_.fsuuid) return twice();
+      if (rule_.fsuuid && rule_.fsuuid != std::array<std::uint8_t, 16>{}) return twice();  // all zeros is none to the kernel
       rule_.fsuuid = uuid(value_);
       return rule_.fsuuid ? true : bad_value("xxxxxxxx-xxxx-xxxx-xxxx-xxxxxxxxxxxx");
     }
@@ -242,7 +242,7 @@ class RuleBuilder {
 
   bool take_option() {
     if (key_ == "pcr") {
-      const auto value = number(value_, 10);
+      const auto value = number(value_ == "-0" ? "0" : value_, 10);  // signed in the kernel
       if (!value || *value > kMaxPcr) return bad_value("0 to 63");
       rule_.pcr = static_cast<std::uint32_t>(*value);
       return true;
@@ -274,6 +274,10 @@ class RuleBuilder {
     if (value_ == "imasig|modsig") wanted = Rule::Signature::kImasigOrModsig;
     if (value_ == "sigv3") wanted = Rule::Signature::kSigV3;
     if (wanted == Rule::Signature::kNone) return bad_value("imasig, sigv3, imasig|modsig");
+    const auto both = [&](Rule::Signature one, Rule::Signature other) { return rule_.signature == one && wanted == other; };
+    if (both(Rule::Signature::kImasigOrModsig, Rule::Signature::kSigV3) || both(Rule::Signature::kSigV3, Rule::Signature::kImasigOrModsig)) {
+      return refuse("an appended signature does not go with sigv3", "");
+    }
     rule_.signature = std::max(rule_.signature, wanted);
     return true;
   }

@@ -54,6 +54,26 @@ TEST_CASE("an error names file, line and column, points at the word and says wha
   CHECK(error_of("measure " + std::string(5000, 'x')).column == 4096);
 }
 
+TEST_CASE("numbers are read as the kernel reads them") {
+  CHECK(error_of("measure uid=99999999999999999999x").code == ERANGE);
+  CHECK(error_of("measure uid=4294967296").code == EINVAL);
+  CHECK(error_of("measure fsmagic=0x123456789abcdef01g").code == ERANGE);
+  CHECK(error_of("measure pcr=99999999999999999999").code == EINVAL);
+  CHECK(error_of("measure pcr=-1").code == EINVAL);
+  CHECK(error_of("measure uid=-0").code == EINVAL);
+  CHECK(to_text(policy_of("measure pcr=-0\n")) == "measure pcr=0 \n");
+  CHECK(to_text(policy_of("measure uid=+7 fsmagic=+0X1F\n")) == "measure fsmagic=0x1f uid=7 \n");
+}
+
+TEST_CASE("what counts as given twice, and what does not go together") {
+  const std::string none = "fsuuid=00000000-0000-0000-0000-000000000000", some = "fsuuid=11111111-2222-3333-4444-555555555555";
+  CHECK(to_text(policy_of("measure " + none + " " + some + "\n")) == "measure " + some + " \n");
+  CHECK(error_of("measure " + some + " " + none).message == "'fsuuid' is given twice");
+  CHECK(to_text(policy_of("measure fsmagic=0 fsmagic=1\n")) == "measure fsmagic=0x1 \n");
+  CHECK(error_of("appraise appraise_type=imasig|modsig appraise_type=sigv3").message == "an appended signature does not go with sigv3");
+  CHECK(error_of("appraise appraise_type=sigv3 appraise_type=imasig|modsig").message == "an appended signature does not go with sigv3");
+}
+
 TEST_CASE("the default policy parses, prints in normal form, and measures what it says") {
   const auto text = read_file(IMAFS_SOURCE "/conf/default.policy", 1 << 20);
   REQUIRE(text);
@@ -102,6 +122,18 @@ TEST_CASE("the first matching rule of a class decides it") {
   CHECK_FALSE(match(policy, event).must_measure());
   file.name = "/tmp/x/y";
   CHECK(match(policy, event).must_measure());
+}
+
+TEST_CASE("an appraise rule takes back a hash rule before it, and no later one comes in its place") {
+  const Policy policy = policy_of("hash uid=0\nappraise fowner=0\nhash fowner=0\n");
+  File file;
+  Event event;
+  event.source = &file;
+  event.mask = kMayRead;
+  CHECK(match(policy, event).appraise == &policy.rules[1]);
+  CHECK(match(policy, event).hash == nullptr);
+  event.uid = 1;
+  CHECK(match(policy, event).hash == &policy.rules[2]);
 }
 
 TEST_CASE("effective ids look at saved and real ones only with the capability") {

@@ -48,6 +48,7 @@ struct Decision {
   const Rule* appraise = nullptr;
   const Rule* audit = nullptr;
   const Rule* hash = nullptr;
+  bool hash_taken_back = false;    // by an appraise rule: the class is closed
 
   bool must_measure() const { return measure && measure->action == Action::kMeasure; }
 };
