@@ -75,7 +75,7 @@ Status OpenFiles::measure(Opening& opening, Writers& writers) {
 // The digest of what a reader will see, or zeros where the kernel logs zeros.
 Result<Collected> OpenFiles::collect(Opening& opening, const MeasureOrder& order, Writers& writers) {
   File& file = *opening.file;
-  const auto report = [&](const char* cause, int code) {
+  const auto report = [&](const char* cause) {
     AuditRecord record;
     record.type = AuditRecord::Type::kData;
     record.pid = opening.request.who.pid;
@@ -84,15 +84,16 @@ Result<Collected> OpenFiles::collect(Opening& opening, const MeasureOrder& order
     record.op = "collect_data";
     record.cause = cause;
     record.name = opening.path.substr(opening.path.rfind('/') + 1);
-    record.inode = table_.identity_of(file.node).second;
+    const auto [device, inode] = table_.identity_of(file.node);
+    record.device = device_name(device);
+    record.inode = inode;
     record.succeeded = false;
-    record.errno_value = -code;
     gate_.report(record);
   };
   Collected zeros;
   zeros.digest = Digest::zero(gate_.options().file_hash);
   if ((opening.request.flags & O_DIRECT) != 0 && !order.wants_verity) {
-    report("failed(directio)", EINVAL);
+    report("failed(directio)");
     return zeros;
   }
   for (int round = 1;; ++round) {
@@ -101,7 +102,7 @@ Result<Collected> OpenFiles::collect(Opening& opening, const MeasureOrder& order
     auto collected = gate_.collect_measurement(file.anchor.get(), order);
     if (!collected) {
       const int code = collected.error().code;
-      report(code == ENODATA ? "no-verity-digest" : "failed", code);
+      report(code == ENODATA ? "no-verity-digest" : "failed");
       if (code != EINVAL && code != EBADF) return collected;
       cache_.with(file.node, [&](FileRecord& record) { record.did_hash(zeros.digest, version_of(*before)); });
       return zeros;

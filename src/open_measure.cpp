@@ -220,11 +220,9 @@ Status OpenFiles::learn_content(Opening& opening) {
       std::array<std::uint8_t, 4> head{};
       const auto got = pread_full(file.anchor.get(), head, 0);
       file.is_elf = got && *got == head.size() && std::memcmp(head.data(), "\x7f" "ELF", 4) == 0;
-      file.is_script = got && *got >= 2 && head[0] == '#' && head[1] == '!';
       file.content_known = true;
     }
     opening.facts.is_elf = file.is_elf;
-    opening.facts.is_script = file.is_script;
   }
   if (interests.owner) {
     auto attr = stat_of(file.anchor.get());

@@ -3,8 +3,8 @@
 
     replay.py IMAFS DATA [SCENARIO...]     --list: their names; --accept: print the differences as exceptions
 
-Compared are the transcript (results, errors, log lines, violations, policy read-backs) and the log of every
-bank, as text and as binary records. Differences that a file system cannot avoid are listed in exceptions.txt,
+Compared are the transcript (results, errors, log lines, violations, policy read-backs), the log of every bank, as
+text and as binary records, and the records of the kernel's audit (audit.txt) with our messages. Differences that a file system cannot avoid are listed in exceptions.txt,
 line for line and with their reason; any other difference, and an exception that does not occur, is a failure.
 common/comment-*, rule-* and pol-* were not captured: they are rebuilt from what transcripts and audit records show of them.
 Needs root: it mounts an ext4 image, and imafs at /mnt in a mount namespace of its own.
@@ -136,7 +136,8 @@ def replay(imafs, data, name, work):
     make_tree(work + '/image', UUID, data + '/files/t1', work + '/tree')
     options = options_of(read_meta(scenario + '/meta'))
     run(imafs, MOUNT, '--backing', work + '/tree', '--path-prefix', MOUNT, '--state', work + '/state', '--log-file',
-        work + '/messages', *options)
+        work + '/messages', '--log-level', 'debug', *options)
+    found = []
     try:
         def rewrite(word):
             for old, new in ((b'/scn/meta', scenario.encode() + b'/meta'), (b'/sys/kernel/security/integrity/ima', b'/mnt/.ima'), (b'/sys/kernel/security/ima', b'/mnt/.ima'),
@@ -151,7 +152,7 @@ def replay(imafs, data, name, work):
             os.chdir(MOUNT)
             interpreter.run(scenario + '/ops')
             os.chdir('/')
-        found = differences(comparable(read(scenario + '/transcript.txt')), comparable(read(work + '/transcript').replace(data.encode() + b'/common/', b'/scn/')))
+        found += differences(comparable(read(scenario + '/transcript.txt')), comparable(read(work + '/transcript').replace(data.encode() + b'/common/', b'/scn/')))
         found += compare_logs(scenario)
         verdict = subprocess.run([imafs, 'verify', MOUNT], stdout=subprocess.PIPE, text=True)
         if verdict.returncode != 0:
@@ -164,6 +165,18 @@ def replay(imafs, data, name, work):
             if subprocess.run(['umount', work + '/tree'], stderr=subprocess.DEVNULL).returncode == 0:
                 break
             time.sleep(0.1)
+        # The daemon is gone, and its messages are all there.
+        found.extend(differences(read(scenario + '/audit.txt').split(b'\n')[:-1], audit_records(work + '/messages', data)))
+
+
+def audit_records(messages, data):
+    """The operator messages in the kernel's audit form, as audit.txt has them: without process, command, device and inode."""
+    records = [line.split(b'integrity: ', 1)[1] for line in read(messages).split(b'\n') if b'integrity: ' in line]
+    records = [record for record in records if not record.startswith(b'policy update refused: ')]  # why, in words: ours
+    for pattern, rest in ((rb'\bpid=\d+ uid=(\d+) auid=\d+ ses=\d+ ', rb'uid=\1 '), (rb' (comm|subj)=("[^"]*"|[^ "]+)', b''),
+                          (rb' dev="[^"]*" ino=\d+', b' dev= ino=')):
+        records = [re.sub(pattern, rest, record) for record in records]
+    return [record.replace(data.encode() + b'/common/', b'/scn/') for record in records]
 
 
 OUR_OWN = re.compile(rb' (start|policy|kernel_version) ')  # critical data that depends on the machine, or that a kernel has not
