@@ -231,8 +231,9 @@ Status MeasureGate::store_measurement(const MeasureOrder& order, const Collected
   facts.is_verity_digest = collected.is_verity;
   const HashAlgorithm algorithm = collected.digest.algorithm();
   if (order.form->has(FieldId::kD) && algorithm != HashAlgorithm::kSha1 && algorithm != HashAlgorithm::kMd5) {
-    auto legacy = hash_file(file.fd, HashAlgorithm::kSha1);
-    facts.legacy_digest = legacy ? *legacy : Digest::zero(HashAlgorithm::kSha1);
+    const HashAlgorithm wanted = options_.file_hash == HashAlgorithm::kMd5 ? HashAlgorithm::kMd5 : HashAlgorithm::kSha1;
+    auto legacy = hash_file(file.fd, wanted);
+    facts.legacy_digest = legacy ? *legacy : Digest::zero(wanted);
   }
   EntryOrigin origin = origin_of(requester);
   origin.size = collected.size;

@@ -185,6 +185,33 @@ class Measuring(unittest.TestCase):
             self.assertEqual(5, int(mount.control('violations')))
             self.assertEqual(0, mount.verify().returncode)
 
+    def test_o_direct_logs_zeros_but_not_for_what_is_measured(self):
+        with Mount() as mount:
+            for name in ('measured', 'fresh'):
+                write(f'{mount.backing}/{name}', b'x' * 4096)
+            read(mount.path + '/measured')
+            os.chmod(mount.path + '/measured', 0o600)  # moves ctime, not the content
+            time.sleep(2.5)  # the lease goes: only time stamps are left
+            for name in ('measured', 'fresh', 'fresh'):
+                os.close(os.open(f'{mount.path}/{name}', os.O_RDONLY | os.O_DIRECT))
+            zeros = b'sha256:' + b'0' * 64
+            content = b'sha256:' + hashlib.sha256(b'x' * 4096).hexdigest().encode()
+            self.assertEqual([(content, b'/measured'), (zeros, b'/fresh')], mount.log())
+            read(mount.path + '/fresh')
+            self.assertEqual((content, b'/fresh'), mount.log()[-1])
+            write(mount.backing + '/measured', b'y' * 4096)
+            os.close(os.open(mount.path + '/measured', os.O_RDONLY | os.O_DIRECT))
+            self.assertEqual((zeros, b'/measured'), mount.log()[-1])
+
+    def test_field_d_is_in_the_hash_of_the_mount_where_it_can(self):
+        with Mount('--hash', 'md5', '--template-fmt', 'd|d-ng|n-ng') as mount:
+            write(mount.backing + '/f', b'text')
+            os.setxattr(mount.backing + '/f', 'security.ima', bytes([4, 4]) + bytes(32))
+            read(mount.path + '/f')
+            line = mount.control('measurements').split(b'\n')[-2].split(b' ')
+            self.assertEqual([hashlib.md5(b'text').hexdigest(), 'sha256:' + hashlib.sha256(b'text').hexdigest()],
+                             [word.decode() for word in line[3:5]])
+
     def test_without_a_reader_a_writer_beside_the_mount_is_no_violation(self):
         with Mount() as mount:
             write(mount.backing + '/f', b'old')
