@@ -373,7 +373,7 @@ Status OpenFiles::open_for_reading(Opening& opening) {
     // no version says that.
     const auto attr = stat_of(file.anchor.get());
     const FileVersion version = attr && writers == Writers::kNone ? version_of(*attr) : FileVersion{};
-    file.keep_cache = version != FileVersion{} && version == file.cached_version && now_ns() - version.ctime_ns > kClockGrainNs;
+    file.keep_cache = version != FileVersion{} && version == file.cached_version && now_ns() - version.ctime_ns > clock_grain_of(version);
     file.cached_version = version;
     if (!file.keep_cache) kernel_.drop_attributes(file.node);
   }
