@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <signal.h>
+#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
@@ -291,6 +292,8 @@ ExitCode tell(const Failure& failure) {
 }
 
 tl::expected<void, Failure> serve_mount(CheckedConfig checked, const std::function<void()>& ready) {
+  // No process of the same user may attach, or read the memory: what is measured is decided there.
+  ::prctl(PR_SET_DUMPABLE, 0);
   LeaseKeeper::block_signals();
   if (auto started = start_messages(checked.config); !started) return started;
   const std::string mountpoint = checked.config.mountpoint;
