@@ -20,6 +20,7 @@
 #include "imafs/diag.h"
 #include "imafs/fuse_session.h"
 #include "imafs/lease_keeper.h"
+#include "imafs/lsm_labels.h"
 #include "imafs/installed_policy.h"
 #include "imafs/pcr_value.h"
 #include "imafs/policy_parser.h"
@@ -54,6 +55,7 @@ Checked<Policy> initial_policy(const CheckedConfig& checked) {
     ParseContext context;
     context.origin = path;
     context.custom_template = checked.custom.get();
+    context.labels_known = labels_are_known();
     auto rules = parse_policy(*text, context);
     if (!rules) {
       std::string sentence = rules.error().to_text();

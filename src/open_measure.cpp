@@ -8,6 +8,7 @@
 #include <thread>
 
 #include "imafs/file_hasher.h"
+#include "imafs/lsm_labels.h"
 #include "imafs/posix_file.h"
 #include "imafs/tree_ops.h"
 #include "open_file_state.h"
@@ -95,6 +96,8 @@ class OpenFiles::RequestFacts final : public EventSource {
     const dev_t device = files_.table_.identity_of(opening_.request.node).first;
     return files_.tree_.file_system_of(fd, device);
   }
+  std::string object_label() override { return opening_.file->anchor ? label_of_file(opening_.file->anchor.get()) : ""; }
+  std::string subject_label() override { return label_of_task(opening_.request.who.pid); }
 
  private:
   int readable_fd() const { return opening_.file->anchor ? opening_.file->anchor.get() : files_.tree_.root(); }

@@ -4,6 +4,7 @@
 #include <bit>
 #include <utility>
 
+#include "imafs/lsm_labels.h"
 #include "policy_index.h"
 
 namespace imafs {
@@ -51,6 +52,19 @@ bool matches_file_system(const Rule& rule, const Event& event) {
   return !rule.fsuuid || rule.fsuuid == system.uuid;
 }
 
+bool matches_labels(const Rule& rule, const Event& event) {
+  constexpr std::size_t parts = 3;  // user, role, type: of the object, then of the subject
+  for (std::size_t i = 0; i < rule.lsm.size(); ++i) {
+    if (!rule.lsm[i]) continue;
+    if (!rule.lsm_is_known) return false;
+    const std::string label = i < parts ? event.source->object_label() : event.source->subject_label();
+    // The requester is gone: as with its credentials.
+    if (label.empty() && i >= parts && !is_dont(rule.action)) continue;
+    if (part_of_label(label, i % parts) != *rule.lsm[i]) return false;
+  }
+  return true;
+}
+
 bool matches(const Rule& rule, const Event& event) {
   if (event.hook == Hook::kCriticalData || event.hook == Hook::kKeyCheck) return matches_data(rule, event);
   if (rule.hook != Hook::kNone && rule.hook != event.hook) return false;
@@ -60,11 +74,7 @@ bool matches(const Rule& rule, const Event& event) {
   }
   if (rule.fowner && !rule.fowner->holds(event.fowner)) return false;
   if (rule.fgroup && !rule.fgroup->holds(event.fgroup)) return false;
-  // No LSM labels reach a file system: like the kernel without an LSM, such a rule never matches.
-  for (const auto& label : rule.lsm) {
-    if (label) return false;
-  }
-  if (!matches_ids(rule, event) || !matches_file_system(rule, event)) return false;
+  if (!matches_ids(rule, event) || !matches_file_system(rule, event) || !matches_labels(rule, event)) return false;
   if (rule.paths.empty()) return true;
   const std::string_view path = event.source->path();
   return std::any_of(rule.paths.begin(), rule.paths.end(), [&](const std::string& glob) { return glob_matches(glob, path); });

@@ -13,8 +13,6 @@ constexpr std::size_t kUuidText = 36;
 constexpr std::uint32_t kMaxPcr = 63;
 constexpr std::string_view kBlank = " \t";
 
-constexpr std::array<std::string_view, 6> kLsmKeys{"obj_user", "obj_role", "obj_type", "subj_user", "subj_role", "subj_type"};
-
 constexpr std::string_view kKeysHint =
     "keys: func mask fsmagic fsname fs_subtype fsuuid uid euid gid egid fowner fgroup obj_user obj_role obj_type "
     "subj_user subj_role subj_type keyrings label path pcr template digest_type appraise_type appraise_flag "
@@ -235,8 +233,13 @@ class RuleBuilder {
   bool take_lsm() {
     const auto found = std::find(kLsmKeys.begin(), kLsmKeys.end(), key_);
     if (found == kLsmKeys.end()) return false;
-    if (context_.builtin_policy_active) return refuse("no LSM knows the label '" + std::string(value_) + "'", "");
-    rule_.lsm[static_cast<std::size_t>(found - kLsmKeys.begin())] = value_;
+    auto& slot = rule_.lsm[static_cast<std::size_t>(found - kLsmKeys.begin())];
+    if (context_.labels_known && slot) return twice();
+    if (context_.builtin_policy_active && !context_.labels_known) {
+      return refuse("no LSM knows the label '" + std::string(value_) + "'", "");
+    }
+    rule_.lsm_is_known = context_.labels_known;
+    slot = value_;
     return true;
   }
 

@@ -33,6 +33,9 @@ class File final : public EventSource {
   const FileSystem& file_system() override { return system; }
   std::optional<Credentials> ids = Credentials{};
   std::string name = "/usr/bin/env";
+  std::string object_label() override { return object; }
+  std::string subject_label() override { return subject; }
+  std::string object, subject;
   FileSystem system{0xef53, "ext4", "", std::nullopt};
 };
 
@@ -147,6 +150,43 @@ TEST_CASE("effective ids look at saved and real ones only with the capability") 
   file.ids.reset();  // the requester is gone: measured, to be on the safe side
   CHECK(match(policy, event).must_measure());
   CHECK_FALSE(match(policy_of("dont_measure euid=7\n"), event).measure);
+}
+
+TEST_CASE("with SELinux, conditions on labels are looked at and printed; without it they are refused or never match") {
+  const std::string line = "dont_measure obj_type=var_log_t\n";
+  CHECK(error_of(line).message == "no LSM knows the label 'var_log_t'");
+  ParseContext context;
+  context.builtin_policy_active = false;
+  Policy deaf;
+  deaf.rules = *parse_policy(line + "measure\n", context);
+  CHECK(to_text(deaf) == "measure \n");
+
+  context.builtin_policy_active = true;
+  context.labels_known = true;
+  Policy policy;
+  policy.rules = *parse_policy("measure subj_role=staff_r template=ima-sig obj_user=user_u pcr=11\n" + line + "measure subj_type=init_t\n", context);
+  CHECK(to_text(policy) == "measure pcr=11 obj_user=user_u subj_role=staff_r template=ima-sig \n"
+                           "dont_measure obj_type=var_log_t \nmeasure subj_type=init_t \n");
+  CHECK_FALSE(parse_rule("measure obj_type=a_t obj_type=b_t", context));
+  File file;
+  Event event;
+  event.source = &file;
+  event.mask = kMayRead;
+  file.object = "system_u:object_r:var_log_t:s0";
+  file.subject = "system_u:system_r:init_t:s0-s15:c0.c1023";
+  const CompiledPolicy compiled(policy);
+  CHECK(compiled.match(event).measure == &compiled.policy().rules[1]);
+  file.object = "system_u:object_r:etc_t:s0";
+  CHECK(compiled.match(event).measure == &compiled.policy().rules[2]);
+  file.object = "user_u:object_r:etc_t:s0";
+  file.subject = "staff_u:staff_r:staff_t";
+  CHECK(compiled.match(event).measure == &compiled.policy().rules[0]);
+  file.object = "";
+  CHECK(compiled.match(event).measure == nullptr);
+  file.subject = "";  // gone: measured, to be on the safe side
+  CHECK(compiled.match(event).measure == &compiled.policy().rules[2]);
+  file.object = "system_u:object_r:var_log_t:s0";
+  CHECK(match(deaf, event).measure == &deaf.rules[1]);
 }
 
 TEST_CASE("critical data and keys look at their list, never at rules without func") {

@@ -33,6 +33,9 @@ class EventSource {
     std::optional<std::array<std::uint8_t, 16>> uuid;
   };
   virtual const FileSystem& file_system() = 0;
+  // Of the file and of the requester; empty: none.
+  virtual std::string object_label() { return ""; }
+  virtual std::string subject_label() { return ""; }
 };
 
 struct Event {
