@@ -417,9 +417,34 @@ Status OpenFiles::open_for_writing(Opening& opening) {
   return status;
 }
 
+// Whether the last writer is gone: by our count and by the kernel's, which knows of mappings and whose RELEASEs may be on
+// their way to us.
+bool OpenFiles::nobody_writes(File& file) {
+  const auto start = std::chrono::steady_clock::now();
+  for (;;) {
+    std::uint32_t tracked = 0;
+    {
+      const Lock lock(mutex_);
+      tracked = file.writers;
+    }
+    if (file.backing_id == 0) return tracked == 0;  // our own descriptor counts as a writer, too
+    const auto answer = take_lease(file, &LeaseKeeper::watch);
+    if (answer == LeaseKeeper::Answer::kRefused) return false;
+    if (answer == LeaseKeeper::Answer::kUnsupported || tracked == 0) return tracked == 0;
+    drop_lease(file);
+    if (std::chrono::steady_clock::now() - start >= kAgreement) return false;
+    std::this_thread::sleep_for(kPoll);
+  }
+}
+
 // A writer comes. If others were there before and are gone, what they left is judged now: later their
 // changes could not be told from this one's.
 Status OpenFiles::end_writing_phase(File& file) {
+  // Its violation was logged, and the kernel's would be again: a phase ends with its last writer, whoever looks.
+  bool emitted = false;
+  cache_.with_existing(file.node, [&](FileRecord& record) { emitted = record.has_emitted_open_writers(); });
+  if (emitted && nobody_writes(file)) cache_.with_existing(file.node, [](FileRecord& record) { record.writing_phase_ended(); });
+
   bool judge = false;
   {
     const Lock lock(mutex_);

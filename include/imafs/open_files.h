@@ -130,6 +130,7 @@ class OpenFiles {
   LeaseKeeper::Answer take_lease(File& file, LeaseKeeper::Answer (LeaseKeeper::*ask)(int));
   bool has_readers(File& file);
   Status end_writing_phase(File& file);
+  bool nobody_writes(File& file);
   Status measure(Opening& opening, Writers& writers);
   Result<Collected> collect(Opening& opening, const MeasureOrder& order, Writers& writers, bool direct);
   Status store_violation(File& file, Violation violation, const Requester& who, const std::string& path);

@@ -237,6 +237,23 @@ class Measuring(unittest.TestCase):
             self.assertIn(b'sha256:' + hashlib.sha256(b'bc' + b'a' * 4094).hexdigest().encode(), states)
             mapping.close()
 
+    def test_each_writing_phase_has_its_violation_also_if_nobody_read_between_two(self):
+        for options in ([], ['--no-passthrough'], ['--no-leases']):
+            with self.subTest(options=options), Mount(*options) as mount:
+                write(mount.backing + '/f', b'x')
+                for phase in range(1, 4):
+                    first = os.open(mount.path + '/f', os.O_WRONLY)
+                    for _ in range(2):
+                        read(mount.path + '/f')
+                    second = os.open(mount.path + '/f', os.O_WRONLY)
+                    os.close(first)
+                    read(mount.path + '/f')  # the phase goes on with the second writer
+                    self.assertEqual(b'%d\n' % phase, mount.control('violations'))
+                    os.close(second)
+                    if options:
+                        mount.settle()
+                self.assertEqual(0, mount.verify().returncode)
+
     def test_the_policy_is_changed_by_echo(self):
         with Mount('--policy', 'builtin:none') as mount:
             write(mount.backing + '/f', b'x')
