@@ -1,6 +1,8 @@
 // The insides of OpenFiles, shared by its two sources.
 #pragma once
 
+#include <fcntl.h>
+
 #include <deque>
 
 #include "imafs/file_version.h"

@@ -117,7 +117,7 @@ class OpenFiles {
   void on_tick();
   void drop_lease(File& file);
 
-  // One open (open_measure.cpp). The file is busy, and ours.
+  // One open (open_measure.cpp, open_collect.cpp, open_watch.cpp). The file is busy, and ours.
   void run(std::unique_ptr<Opening> opening);
   Status prepare(Opening& opening);
   Status learn_content(Opening& opening);
