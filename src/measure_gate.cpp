@@ -217,8 +217,7 @@ EntryFacts MeasureGate::facts_of(const Template& form, const NamedFile& file) co
   about.evm_signature = xattr_of(file.fd, "security.evm");
   if (!about.evm_signature.empty() && about.evm_signature[0] != 0x05) about.evm_signature.clear();
   for (const std::string& name : protected_xattrs()) {
-    Bytes value = xattr_of(file.fd, name.c_str());
-    if (!value.empty()) about.xattrs.emplace_back(name, std::move(value));
+    if (auto value = find_xattr(file.fd, name.c_str())) about.xattrs.emplace_back(name, std::move(*value));
   }
   facts.file = std::move(about);
   return facts;

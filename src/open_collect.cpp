@@ -61,6 +61,7 @@ Status OpenFiles::measure(Opening& opening, Writers& writers) {
   std::optional<Collected> content;
   const MeasureOrder* collected_for = nullptr;
   for (const MeasureOrder& order : opening.orders) {
+    // IMA: the kernel keeps the digest it took first; here each rule gets the kind that it asks for.
     if (!content || order.wants_verity != collected_for->wants_verity ||
         order.form->is_legacy() != collected_for->form->is_legacy()) {
       auto collected = collect(opening, order, writers, direct);
@@ -112,6 +113,7 @@ Result<Collected> OpenFiles::collect(Opening& opening, const MeasureOrder& order
     if (!collected) {
       const int code = collected.error().code;
       report(code == ENODATA ? "no-verity-digest" : "failed");
+      // IMA: the kernel serves a file that it cannot read for hashing; here what cannot be measured is not served.
       if (code != EINVAL && code != EBADF) return collected;
       cache_.with(file.node, [&](FileRecord& record) { record.did_hash(zeros.digest, version_of(*before)); });
       return zeros;

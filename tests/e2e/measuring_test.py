@@ -212,6 +212,18 @@ class Measuring(unittest.TestCase):
             self.assertEqual([hashlib.md5(b'text').hexdigest(), 'sha256:' + hashlib.sha256(b'text').hexdigest()],
                              [word.decode() for word in line[3:5]])
 
+    def test_xattr_fields_count_what_is_there_and_an_appended_signature_is_not_looked_for(self):
+        trailer = bytes(100) + bytes([0, 0, 2, 0, 0, 0, 0, 0]) + (100).to_bytes(4, 'big') + b'~Module signature appended~\n'
+        with Mount('--template-fmt', 'd-ng|n-ng|xattrnames|xattrlengths|xattrvalues|d-modsig|modsig') as mount:
+            write(mount.backing + '/f', b'text' + trailer)
+            os.setxattr(mount.backing + '/f', 'security.SMACK64', b'')
+            os.setxattr(mount.backing + '/f', 'security.ima', b'\x04\x04' + bytes(32))
+            read(mount.path + '/f')
+            line = mount.control('measurements').split(b'\n')[-2]
+            digest = hashlib.sha256(b'text' + trailer).hexdigest()
+            self.assertTrue(line.endswith(f'sha256:{digest} /f security.SMACK64|security.ima 0000000022000000 0404{"00" * 32}  '.encode()), line)
+            self.assertEqual(0, mount.verify().returncode)
+
     def test_without_a_reader_a_writer_beside_the_mount_is_no_violation(self):
         with Mount() as mount:
             write(mount.backing + '/f', b'old')
