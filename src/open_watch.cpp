@@ -1,5 +1,5 @@
-// Who else has a file open: our count of handles against the kernel's, which a lease tells. Part of OpenFiles, while the file
-// is busy.
+// Who else has a file open: our count of handles against the kernel's, which a lease tells. Part of OpenFiles, while
+// the file is busy.
 #include <thread>
 
 #include "open_file_state.h"
@@ -101,8 +101,8 @@ bool OpenFiles::has_readers(File& file) {
   }
 }
 
-// Whether the last writer is gone: by our count and by the kernel's, which knows of mappings and whose RELEASEs may be on
-// their way to us.
+// Whether the last writer is gone: by our count and by the kernel's, which knows of mappings and whose RELEASEs may be
+// on their way to us.
 bool OpenFiles::nobody_writes(File& file) {
   const auto start = std::chrono::steady_clock::now();
   for (;;) {

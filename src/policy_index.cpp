@@ -8,7 +8,9 @@ namespace {
 
 constexpr std::size_t kStep = 64;  // rules
 
-void set(RuleBits& bits, std::uint32_t rule) { bits[rule / 64] |= std::uint64_t{1} << (rule % 64); }
+void set(RuleBits& bits, std::uint32_t rule) {
+  bits[rule / 64] |= std::uint64_t{1} << (rule % 64);
+}
 
 void add_all(const RuleBits& from, RuleBits& to) {
   for (std::size_t i = 0; i < from.size(); ++i) to[i] |= from[i];
@@ -16,7 +18,9 @@ void add_all(const RuleBits& from, RuleBits& to) {
 
 // FNV-1a, a byte at a time: the keys of all beginnings of a path come out of one pass.
 constexpr std::uint64_t kHashStart = 0xcbf29ce484222325;
-std::uint64_t hash_on(std::uint64_t hash, char byte) { return (hash ^ static_cast<std::uint8_t>(byte)) * 0x100000001b3; }
+std::uint64_t hash_on(std::uint64_t hash, char byte) {
+  return (hash ^ static_cast<std::uint8_t>(byte)) * 0x100000001b3;
+}
 
 // Keys may collide: whatever is found here is looked at in full.
 std::uint64_t key_of(std::string_view text) {
@@ -31,7 +35,9 @@ std::uint64_t key_of(const std::array<std::uint8_t, 16>& uuid) {
   return halves[0] ^ halves[1] * 0x9e3779b97f4a7c15;
 }
 
-std::string_view literal_beginning(std::string_view glob) { return glob.substr(0, glob.find_first_of("*?")); }
+std::string_view literal_beginning(std::string_view glob) {
+  return glob.substr(0, glob.find_first_of("*?"));
+}
 
 }  // namespace
 
@@ -74,7 +80,8 @@ void ConditionIndex::add(std::uint64_t value, RuleBits& out) const {
     for (const std::uint32_t rule : found->second.list) set(out, rule);
   }
   const auto fitting = [&](const Ordered& ordered, auto fits) {
-    return static_cast<std::size_t>(std::partition_point(ordered.rules.begin(), ordered.rules.end(), fits) - ordered.rules.begin());
+    return static_cast<std::size_t>(std::partition_point(ordered.rules.begin(), ordered.rules.end(), fits) -
+                                    ordered.rules.begin());
   };
   above_.add(fitting(above_, [&](const auto& rule) { return rule.first < value; }), out);
   below_.add(fitting(below_, [&](const auto& rule) { return rule.first > value; }), out);

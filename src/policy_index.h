@@ -1,5 +1,5 @@
-// Which rules of a policy an event can match, without looking at each: for every kind of condition a set of bits for each
-// value that some rule asks for, and one AND a kind. What is left is few, and looked at in full by the matcher.
+// Which rules of a policy an event can match, without looking at each: for every kind of condition a set of bits for
+// each value that some rule asks for, and one AND a kind. What is left is few, and looked at in full by the matcher.
 #pragma once
 
 #include <array>
@@ -59,7 +59,22 @@ class PolicyIndex {
   const RuleBits& candidates(const Event& event) const;
 
  private:
-  enum Kind : std::uint8_t { kHook, kMask, kUid, kEuid, kGid, kEgid, kOwner, kGroup, kMagic, kName, kSubtype, kUuid, kPath, kKinds };
+  enum Kind : std::uint8_t {
+    kHook,
+    kMask,
+    kUid,
+    kEuid,
+    kGid,
+    kEgid,
+    kOwner,
+    kGroup,
+    kMagic,
+    kName,
+    kSubtype,
+    kUuid,
+    kPath,
+    kKinds
+  };
 
   void add(const Rule& rule, std::uint32_t number);
   void add_id(Kind kind, const std::optional<IdCondition>& condition, std::uint32_t number);

@@ -11,9 +11,13 @@ constexpr std::int64_t kMilli = 1'000'000;
 constexpr std::int64_t kSecond = 1000 * kMilli;
 constexpr std::int64_t kNow = 1'700'000'000 * kSecond + 345 * kMilli;
 
-FileVersion changed_at(std::int64_t time) { return {100, time, time}; }
+FileVersion changed_at(std::int64_t time) {
+  return {100, time, time};
+}
 
-Digest digest_of(std::string_view text) { return hash_of(HashAlgorithm::kSha256, as_bytes(text)); }
+Digest digest_of(std::string_view text) {
+  return hash_of(HashAlgorithm::kSha256, as_bytes(text));
+}
 
 // Hashed at a version, measured in PCR 10, and watched until `until`.
 FileRecord measured(const FileVersion& version, std::int64_t until) {
@@ -28,9 +32,11 @@ FileRecord measured(const FileVersion& version, std::int64_t until) {
 
 TEST_CASE("equal times say that nothing changed only if the last change was not just now") {
   CHECK(measured(changed_at(kNow - kSecond), kNow).standing(changed_at(kNow - kSecond), kNow) == Standing::kCurrent);
-  CHECK(measured(changed_at(kNow - 10 * kMilli), kNow).standing(changed_at(kNow - 10 * kMilli), kNow) == Standing::kSuspect);
+  CHECK(measured(changed_at(kNow - 10 * kMilli), kNow).standing(changed_at(kNow - 10 * kMilli), kNow) ==
+        Standing::kSuspect);
   // Later the same: when we stopped watching counts, not when we ask.
-  CHECK(measured(changed_at(kNow - 10 * kMilli), kNow).standing(changed_at(kNow - 10 * kMilli), kNow + kSecond) == Standing::kSuspect);
+  CHECK(measured(changed_at(kNow - 10 * kMilli), kNow).standing(changed_at(kNow - 10 * kMilli), kNow + kSecond) ==
+        Standing::kSuspect);
 }
 
 TEST_CASE("a clock of whole seconds proves nothing for two of them") {
@@ -45,7 +51,8 @@ TEST_CASE("a clock that was set back proves nothing") {
   CHECK(record.standing(version, kNow + 1) == Standing::kCurrent);
   CHECK(record.standing(version, kNow - kSecond) == Standing::kSuspect);
   // Changes that were made before it was set back lie in the future: the version is younger than the watch.
-  CHECK(measured(changed_at(kNow + 3600 * kSecond), kNow).standing(changed_at(kNow + 3600 * kSecond), kNow) == Standing::kSuspect);
+  CHECK(measured(changed_at(kNow + 3600 * kSecond), kNow).standing(changed_at(kNow + 3600 * kSecond), kNow) ==
+        Standing::kSuspect);
 }
 
 TEST_CASE("what is only suspected stays measured if the digest is the same") {

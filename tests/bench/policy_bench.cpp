@@ -1,5 +1,5 @@
-// What a policy of 1,000 rules costs: to load, and to decide on an event that none of the first 999 is about. One policy
-// for each condition, and one that mixes them. policy_limits.py holds the results to their limits.
+// What a policy of 1,000 rules costs: to load, and to decide on an event that none of the first 999 is about. One
+// policy for each condition, and one that mixes them. policy_limits.py holds the results to their limits.
 #include <benchmark/benchmark.h>
 
 #include "imafs/policy_matcher.h"
@@ -40,8 +40,8 @@ std::string condition(int kind, int i) {
   }
 }
 constexpr int kKinds = 13;
-const char* const kNames[] = {"uid",  "euid",   "gid",        "egid",   "fowner", "fgroup",     "fsmagic", "fsname",
-                              "fs_subtype", "fsuuid", "path", "path_alike", "mask", "mixed"};
+const char* const kNames[] = {"uid",    "euid",       "gid",    "egid", "fowner",     "fgroup", "fsmagic",
+                              "fsname", "fs_subtype", "fsuuid", "path", "path_alike", "mask",   "mixed"};
 
 std::string policy_text(int kind) {
   std::string text;

@@ -286,7 +286,8 @@ class Judges(unittest.TestCase):
 
     def test_logs_of_every_template_are_accepted(self):
         policy = 'measure func=FILE_CHECK mask=^MAY_READ\n'
-        for template, more in (('ima-ng', []), ('ima-sig', []), ('ima-buf', []), ('ima', ['--hash', 'sha1']), ('ima-ng', ['--hash', 'sha512'])):
+        plain = ('ima-ng', 'ima-sig', 'ima-buf', 'ima-modsig', 'ima-ngv2', 'ima-sigv2', 'evm-sig')
+        for template, more in (*((name, []) for name in plain), ('ima', ['--hash', 'sha1']), ('ima-ng', ['--hash', 'sha512'])):
             with self.subTest(template=template, more=more), Mount('--policy', '/dev/null', '--template', template, *more) as mount:
                 subprocess.run(['sh', '-c', f"printf '{policy}' > {mount.path}/.ima/policy"], check=True)
                 for i in range(5):
