@@ -10,6 +10,7 @@
 #include <iostream>
 
 #include "imafs/installed_policy.h"
+#include "imafs/lsm_labels.h"
 #include "imafs/policy_matcher.h"
 #include "imafs/policy_parser.h"
 #include "imafs/posix_file.h"
@@ -45,7 +46,8 @@ std::optional<Policy> rules_of(const std::string& source, ExitCode& code) {
   }
   ParseContext context;
   context.origin = is_mount ? ".ima/policy" : path;
-  context.builtin_policy_active = false;
+  context.builtin_policy_active = !is_mount;  // what a start with this file would say
+  context.labels_known = labels_are_known();
   auto rules = parse_policy(*text, context);
   if (!rules) {
     std::fputs(rules.error().to_text().c_str(), stderr);
@@ -162,6 +164,7 @@ ExitCode policy_load(const std::string& mountpoint, const std::string& file, boo
     // Say where, as check would.
     ParseContext context;
     context.origin = file.empty() ? "standard input" : file;
+    context.labels_known = labels_are_known();
     const auto parsed = parse_rule(std::string_view(line).substr(0, line.size() - 1), context);
     if (!parsed) std::fputs(parsed.error().to_text().c_str(), stderr);
     return complain(error.what + "; nothing was loaded: " + line.substr(0, line.size() - 1), ExitCode::kPolicy);

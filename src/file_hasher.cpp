@@ -100,13 +100,15 @@ HashAlgorithm algorithm_of_xattr(ByteView value, HashAlgorithm configured) {
   }
 }
 
-Bytes xattr_of(int fd, const char* name) {
+Bytes xattr_of(int fd, const char* name) { return find_xattr(fd, name).value_or(Bytes()); }
+
+std::optional<Bytes> find_xattr(int fd, const char* name) {
   std::array<std::uint8_t, 256> first{};
   ssize_t size = ::fgetxattr(fd, name, first.data(), first.size());
   if (size >= 0) return Bytes(first.begin(), first.begin() + size);
   while (errno == ERANGE) {
     size = ::fgetxattr(fd, name, nullptr, 0);
-    if (size < 0) return {};
+    if (size < 0) return std::nullopt;
     Bytes value(static_cast<std::size_t>(size));
     size = ::fgetxattr(fd, name, value.data(), value.size());
     if (size >= 0) {
@@ -114,7 +116,7 @@ Bytes xattr_of(int fd, const char* name) {
       return value;
     }
   }
-  return {};
+  return std::nullopt;
 }
 
 }  // namespace imafs

@@ -10,7 +10,7 @@ FileRecord::Standing FileRecord::standing(const FileVersion& version, std::int64
   if (version != version_) return had_writer_ ? Standing::kStale : Standing::kSuspect;
   if (uncertain_) return Standing::kSuspect;
   // Equal times. They prove nothing if a change could have had the same one, or if the clock went back.
-  if (watched_until_ns_ - version_.ctime_ns < kClockGrainNs || now_ns < watched_until_ns_) return Standing::kSuspect;
+  if (watched_until_ns_ - version_.ctime_ns < clock_grain_of(version_) || now_ns < watched_until_ns_) return Standing::kSuspect;
   return Standing::kCurrent;
 }
 

@@ -24,18 +24,12 @@ constexpr std::size_t kCutComponentSize = 254;
 
 constexpr std::string_view kPolicyLabel = "imafs";
 
+// TPM_RC_VALUE of the first handle: what a TPM says to the extend of a PCR that it has not.
+constexpr const char* kNoSuchPcr = "TPM_error(388)";
+
 std::string_view last_component_of(std::string_view path) {
   const std::size_t slash = path.rfind('/');
   return slash == std::string_view::npos ? path : path.substr(slash + 1);
-}
-
-// "sda1" of a device number; its numbers if it is no block device.
-std::string device_name(std::uint64_t device) {
-  const std::string numbers = std::to_string(major(device)) + ":" + std::to_string(minor(device));
-  std::array<char, 512> target{};
-  const ssize_t size = ::readlink(("/sys/dev/block/" + numbers).c_str(), target.data(), target.size());
-  if (size <= 0) return numbers;
-  return std::string(last_component_of({target.data(), static_cast<std::size_t>(size)}));
 }
 
 // The kernel's rule: the whole path up to PATH_MAX, else the last component, cut.
@@ -60,6 +54,14 @@ EntryOrigin origin_of(const Requester& requester) {
 }
 
 }  // namespace
+
+std::string device_name(std::uint64_t device) {
+  const std::string numbers = std::to_string(major(device)) + ":" + std::to_string(minor(device));
+  std::array<char, 512> target{};
+  const ssize_t size = ::readlink(("/sys/dev/block/" + numbers).c_str(), target.data(), target.size());
+  if (size <= 0) return numbers;
+  return std::string(last_component_of({target.data(), static_cast<std::size_t>(size)}));
+}
 
 std::string comm_of(std::uint32_t tid) {
   if (tid == 0) return "imafs";
@@ -156,7 +158,8 @@ std::vector<MeasureOrder> MeasureGate::must_measure(const OpenFacts& facts, cons
   ask(Hook::kFileCheck, facts.mask);
   if (facts.is_exec) {
     ask(Hook::kBprmCheck, kMayExec);
-    if (!facts.is_script) ask(Hook::kCredsCheck, kMayExec);
+    // Raised once for what runs in the end: not for a script, nor for what no loader takes.
+    if (facts.is_elf) ask(Hook::kCredsCheck, kMayExec);
   }
   // IMA: mmap sends no request. An ELF object that is opened for reading counts as mapped.
   if (facts.is_elf && (facts.is_exec || (facts.mask & kMayRead) != 0)) {
@@ -214,8 +217,7 @@ EntryFacts MeasureGate::facts_of(const Template& form, const NamedFile& file) co
   about.evm_signature = xattr_of(file.fd, "security.evm");
   if (!about.evm_signature.empty() && about.evm_signature[0] != 0x05) about.evm_signature.clear();
   for (const std::string& name : protected_xattrs()) {
-    Bytes value = xattr_of(file.fd, name.c_str());
-    if (!value.empty()) about.xattrs.emplace_back(name, std::move(value));
+    if (auto value = find_xattr(file.fd, name.c_str())) about.xattrs.emplace_back(name, std::move(*value));
   }
   facts.file = std::move(about);
   return facts;
@@ -228,21 +230,23 @@ Status MeasureGate::store_measurement(const MeasureOrder& order, const Collected
   facts.is_verity_digest = collected.is_verity;
   const HashAlgorithm algorithm = collected.digest.algorithm();
   if (order.form->has(FieldId::kD) && algorithm != HashAlgorithm::kSha1 && algorithm != HashAlgorithm::kMd5) {
-    auto legacy = hash_file(file.fd, HashAlgorithm::kSha1);
-    facts.legacy_digest = legacy ? *legacy : Digest::zero(HashAlgorithm::kSha1);
+    const HashAlgorithm wanted = options_.file_hash == HashAlgorithm::kMd5 ? HashAlgorithm::kMd5 : HashAlgorithm::kSha1;
+    auto legacy = hash_file(file.fd, wanted);
+    facts.legacy_digest = legacy ? *legacy : Digest::zero(wanted);
   }
   EntryOrigin origin = origin_of(requester);
   origin.size = collected.size;
   const auto appended = log_.append(make_entry(*order.form, order.pcr, facts), origin);
-  if (appended) return {};
-  AuditRecord record = record_of("add_template_measure", appended.error().what, requester);
+  const bool reaches_no_pcr = appended && *appended == Appended::kLogged && order.pcr >= kTpmPcrs && log_.has_tpm();
+  if (appended && !reaches_no_pcr) return {};
+  AuditRecord record = record_of("add_template_measure", appended ? kNoSuchPcr : appended.error().what, requester);
   record.name = options_.path_prefix + file.path;
   record.device = device_name(file.device);
   record.inode = file.inode;
-  record.succeeded = false;
-  record.errno_value = -appended.error().code;
+  record.succeeded = appended.has_value();
   report(record);
-  return fail(appended.error());
+  if (!appended) return fail(appended.error());
+  return {};
 }
 
 Status MeasureGate::store_violation(Violation violation, const NamedFile& file, const Requester& requester) {
@@ -276,8 +280,13 @@ Result<bool> MeasureGate::measure_critical_data(std::string_view label, std::str
   const auto entry = critical_data_entry(loaded()->rules.policy(), {label, name, data, hashed}, requester);
   if (!entry) return false;
   const auto appended = log_.append(*entry, origin_of(requester));
-  if (!appended) return fail(appended.error());
-  return true;
+  if (appended) return true;
+  AuditRecord record = record_of("measuring_critical_data", "store_entry", requester);
+  record.name = std::string(name);
+  record.succeeded = false;
+  record.errno_value = -appended.error().code;
+  report(record);
+  return fail(appended.error());
 }
 
 std::optional<LogEntry> MeasureGate::critical_data_entry(const Policy& policy, const Buffer& buffer,

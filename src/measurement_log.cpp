@@ -96,7 +96,7 @@ Log::Prepared Log::prepare(const LogEntry& entry) const {
 Result<Appended> Log::append_in_order(const Prepared& prepared, const EntryOrigin& origin) {
   const LogEntry& entry = prepared.entry;
   if (auto settled = settle(); !settled) {
-    if (!options_.continue_on_tpm_error) return fail_append({EIO, settled.error().what});
+    if (!options_.continue_on_tpm_error || pending_) return fail_append({EIO, settled.error().what});
   }
   if (!journal_) return fail_append({EIO, "there is no journal to write to"});
   const bool may_repeat = entry.is_violation || !options_.dedupe;
@@ -113,7 +113,10 @@ Result<Appended> Log::append_in_order(const Prepared& prepared, const EntryOrigi
     if (missing_.empty()) {
       Bytes index;
       append_le64(index, count_);
-      (void)journal_->append(static_cast<std::uint8_t>(FrameKind::kGap), index);
+      if (auto said = journal_->append(static_cast<std::uint8_t>(FrameKind::kGap), index); !said) {
+        // A start would find entries that it cannot explain: this one is denied, and settled as without `continue`.
+        return fail_append({said.error().code, said.error().what});
+      }
     }
     if (entry.pcr < kTpmPcrs) missing_.emplace_back(entry.pcr, prepared.extended);
     publish(*frame, entry);
@@ -175,10 +178,20 @@ Status Log::settle() {
   }
   while (!missing_.empty()) {
     const auto& [index, values] = missing_.front();
-    if (auto extended = tpm_->extend(index, values); !extended) return extended;
+    // Of the command that failed nobody knows whether it was carried out: the PCR does.
+    const auto now = tpm_->read(index);
+    if (!now) return fail(now.error());
+    BankValues after;
+    {
+      const std::unique_lock lock(index_mutex_);
+      (void)pcr_slot(index);
+      after = folded(index, values);
+    }
+    if (*now != after) {
+      if (auto extended = tpm_->extend(index, values); !extended) return extended;
+    }
     const std::unique_lock lock(index_mutex_);
-    (void)pcr_slot(index);
-    pcrs_[index] = folded(index, values);
+    pcrs_[index] = std::move(after);
     missing_.pop_front();
     if (missing_.empty()) (void)journal_->append(static_cast<std::uint8_t>(FrameKind::kClosed), {});
   }

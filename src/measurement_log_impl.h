@@ -15,9 +15,6 @@
 
 namespace imafs {
 
-// Entries for PCRs beyond are logged and extended nowhere, as in the kernel.
-inline constexpr std::uint32_t kTpmPcrs = 24;
-
 // PCR values as a log is folded in, one for each bank of the TPM.
 using PcrMap = std::map<std::uint32_t, BankValues>;
 
@@ -36,6 +33,7 @@ class Log final : public MeasurementLog {
     return health_;
   }
   const std::vector<Bank>& view_banks() const override { return view_banks_; }
+  bool has_tpm() const override { return tpm_ != nullptr; }
   std::uint64_t view_size(LogView view) const override {
     const std::shared_lock lock(index_mutex_);
     return index_.view_size(view.form, view_banks_[view.bank].size);

@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <signal.h>
+#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
@@ -19,6 +20,7 @@
 #include "imafs/diag.h"
 #include "imafs/fuse_session.h"
 #include "imafs/lease_keeper.h"
+#include "imafs/lsm_labels.h"
 #include "imafs/installed_policy.h"
 #include "imafs/pcr_value.h"
 #include "imafs/policy_parser.h"
@@ -53,6 +55,7 @@ Checked<Policy> initial_policy(const CheckedConfig& checked) {
     ParseContext context;
     context.origin = path;
     context.custom_template = checked.custom.get();
+    context.labels_known = labels_are_known();
     auto rules = parse_policy(*text, context);
     if (!rules) {
       std::string sentence = rules.error().to_text();
@@ -293,6 +296,8 @@ ExitCode tell(const Failure& failure) {
 }
 
 tl::expected<void, Failure> serve_mount(CheckedConfig checked, const std::function<void()>& ready) {
+  // No process of the same user may attach, or read the memory: what is measured is decided there.
+  ::prctl(PR_SET_DUMPABLE, 0);
   LeaseKeeper::block_signals();
   if (auto started = start_messages(checked.config); !started) return started;
   const std::string mountpoint = checked.config.mountpoint;

@@ -14,8 +14,10 @@ constexpr int kStableReads = 3;  // without a lease: how often to read a file th
 
 Status OpenFiles::measure(Opening& opening, Writers& writers) {
   File& file = *opening.file;
+  const bool direct = (opening.request.flags & O_DIRECT) != 0;
   bool needed = false;
   bool watched = false;
+  bool doubted = false;  // measured, and perhaps changed since
   {
     const Lock lock(mutex_);
     watched = file.leased;
@@ -36,6 +38,7 @@ Status OpenFiles::measure(Opening& opening, Writers& writers) {
         needed = !record.is_hashed() || unmeasured(record);
       } else if (writers == Writers::kOthers || standing != FileRecord::Standing::kCurrent) {
         needed = true;
+        doubted = writers == Writers::kNone && standing == FileRecord::Standing::kSuspect && !unmeasured(record);
       }
       if (needed && standing == FileRecord::Standing::kStale && writers != Writers::kTracked) record.clear();
     });
@@ -48,13 +51,20 @@ Status OpenFiles::measure(Opening& opening, Writers& writers) {
   const auto [device, inode] = table_.identity_of(file.node);
   if (opening.path.empty()) opening.path = table_.path_of(file.node, opening.request.who.pid);
   const NamedFile named{file.anchor.get(), opening.path, device, inode};
-  const bool direct = (opening.request.flags & O_DIRECT) != 0;
+  if (direct && doubted) {
+    // The kernel, which knows that it did not change, measures nothing: look at the content, though its reader asked for
+    // O_DIRECT.
+    const auto looked = collect(opening, opening.orders.front(), writers, false);
+    cache_.with(file.node, [&](FileRecord& record) { needed = !looked || unmeasured(record); });
+    if (!needed) return {};
+  }
   std::optional<Collected> content;
   const MeasureOrder* collected_for = nullptr;
   for (const MeasureOrder& order : opening.orders) {
+    // IMA: the kernel keeps the digest it took first; here each rule gets the kind that it asks for.
     if (!content || order.wants_verity != collected_for->wants_verity ||
         order.form->is_legacy() != collected_for->form->is_legacy()) {
-      auto collected = collect(opening, order, writers);
+      auto collected = collect(opening, order, writers, direct);
       if (!collected && collected.error().code == ENODATA) continue;  // no fs-verity digest: no entry
       if (!collected) return fail(collected.error());
       content = *collected;
@@ -73,9 +83,9 @@ Status OpenFiles::measure(Opening& opening, Writers& writers) {
 }
 
 // The digest of what a reader will see, or zeros where the kernel logs zeros.
-Result<Collected> OpenFiles::collect(Opening& opening, const MeasureOrder& order, Writers& writers) {
+Result<Collected> OpenFiles::collect(Opening& opening, const MeasureOrder& order, Writers& writers, bool direct) {
   File& file = *opening.file;
-  const auto report = [&](const char* cause, int code) {
+  const auto report = [&](const char* cause) {
     AuditRecord record;
     record.type = AuditRecord::Type::kData;
     record.pid = opening.request.who.pid;
@@ -84,15 +94,16 @@ Result<Collected> OpenFiles::collect(Opening& opening, const MeasureOrder& order
     record.op = "collect_data";
     record.cause = cause;
     record.name = opening.path.substr(opening.path.rfind('/') + 1);
-    record.inode = table_.identity_of(file.node).second;
+    const auto [device, inode] = table_.identity_of(file.node);
+    record.device = device_name(device);
+    record.inode = inode;
     record.succeeded = false;
-    record.errno_value = -code;
     gate_.report(record);
   };
   Collected zeros;
   zeros.digest = Digest::zero(gate_.options().file_hash);
-  if ((opening.request.flags & O_DIRECT) != 0 && !order.wants_verity) {
-    report("failed(directio)", EINVAL);
+  if (direct && !order.wants_verity) {
+    report("failed(directio)");
     return zeros;
   }
   for (int round = 1;; ++round) {
@@ -101,7 +112,8 @@ Result<Collected> OpenFiles::collect(Opening& opening, const MeasureOrder& order
     auto collected = gate_.collect_measurement(file.anchor.get(), order);
     if (!collected) {
       const int code = collected.error().code;
-      report(code == ENODATA ? "no-verity-digest" : "failed", code);
+      report(code == ENODATA ? "no-verity-digest" : "failed");
+      // IMA: the kernel serves a file that it cannot read for hashing; here what cannot be measured is not served.
       if (code != EINVAL && code != EBADF) return collected;
       cache_.with(file.node, [&](FileRecord& record) { record.did_hash(zeros.digest, version_of(*before)); });
       return zeros;

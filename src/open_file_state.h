@@ -1,6 +1,8 @@
 // The insides of OpenFiles, shared by its two sources.
 #pragma once
 
+#include <fcntl.h>
+
 #include <deque>
 
 #include "imafs/file_version.h"
@@ -36,9 +38,8 @@ struct OpenFiles::File {
   UniqueFd reader;          // without passthrough: reads through it move the atime, which measuring must not
   int backing_id = 0;
   bool verified = false;       // the record was found current under the lease that stands
-  bool content_known = false;  // is_elf, is_script hold as long as the lease does
+  bool content_known = false;  // is_elf holds as long as the lease does
   bool is_elf = false;
-  bool is_script = false;
   bool keep_cache = false;  // the kernel's pages are of `cached_version`
   FileVersion cached_version;
 
@@ -65,6 +66,8 @@ struct OpenFiles::Opening {
 
   bool created = false;  // the open made the file
 
+  // IMA: access mode 3 gives neither reading nor writing and counts as neither in the kernel. It breaks leases as a
+  // writer does, and who may ask for it may write: here it is a writer.
   bool writes() const { return (request.flags & O_ACCMODE) != O_RDONLY; }
 };
 

@@ -5,9 +5,9 @@
 #include <algorithm>
 #include <charconv>
 #include <cstring>
-#include <thread>
 
 #include "imafs/file_hasher.h"
+#include "imafs/lsm_labels.h"
 #include "imafs/posix_file.h"
 #include "imafs/tree_ops.h"
 #include "open_file_state.h"
@@ -19,11 +19,6 @@ constexpr int kExecFlag = 0x20;  // __FMODE_EXEC: the kernel's mark of execve's 
 
 // Files up to this size are hashed by the thread that serves the request: a hand-over costs more.
 constexpr std::int64_t kInlineSize = 128 * 1024;
-
-// How long the count of handles and the kernel's count of open files may disagree before we believe the worse one.
-constexpr auto kAgreement = std::chrono::milliseconds(50);
-constexpr auto kReleaseInFlight = std::chrono::milliseconds(10);
-constexpr auto kPoll = std::chrono::microseconds(100);
 
 // The mask of the kernel's open event, from the flags: what it calls acc_mode.
 unsigned mask_of(int flags) {
@@ -105,6 +100,8 @@ class OpenFiles::RequestFacts final : public EventSource {
     const dev_t device = files_.table_.identity_of(opening_.request.node).first;
     return files_.tree_.file_system_of(fd, device);
   }
+  std::string object_label() override { return opening_.file->anchor ? label_of_file(opening_.file->anchor.get()) : ""; }
+  std::string subject_label() override { return label_of_task(opening_.request.who.pid); }
 
  private:
   int readable_fd() const { return opening_.file->anchor ? opening_.file->anchor.get() : files_.tree_.root(); }
@@ -236,11 +233,9 @@ Status OpenFiles::learn_content(Opening& opening) {
       std::array<std::uint8_t, 4> head{};
       const auto got = pread_full(file.anchor.get(), head, 0);
       file.is_elf = got && *got == head.size() && std::memcmp(head.data(), "\x7f" "ELF", 4) == 0;
-      file.is_script = got && *got >= 2 && head[0] == '#' && head[1] == '!';
       file.content_known = true;
     }
     opening.facts.is_elf = file.is_elf;
-    opening.facts.is_script = file.is_script;
   }
   if (interests.owner) {
     auto attr = stat_of(file.anchor.get());
@@ -254,93 +249,6 @@ Status OpenFiles::learn_content(Opening& opening) {
 Status OpenFiles::store_violation(File& file, Violation violation, const Requester& who, const std::string& path) {
   const auto [device, inode] = table_.identity_of(file.node);
   return gate_.store_violation(violation, NamedFile{file.anchor.get(), path, device, inode}, who);
-}
-
-// Asks for a lease. It counts as held before it is, so that a break that comes at once finds it.
-LeaseKeeper::Answer OpenFiles::take_lease(File& file, LeaseKeeper::Answer (LeaseKeeper::*ask)(int)) {
-  if (!leases_) return LeaseKeeper::Answer::kUnsupported;
-  bool had = false;
-  {
-    const Lock lock(mutex_);
-    // The one that stood is being broken and about to be dropped: somebody is coming to write.
-    if (file.pins > 0) return LeaseKeeper::Answer::kRefused;
-    had = std::exchange(file.leased, true);
-  }
-  if (!had) {
-    file.verified = file.content_known = false;
-    leases_->adopt(file.anchor.get());
-  }
-  const auto answer = ((*leases_).*ask)(file.anchor.get());
-  if (answer != LeaseKeeper::Answer::kGranted && !had) {
-    const Lock lock(mutex_);
-    file.leased = false;
-  }
-  return answer;
-}
-
-// Who has the file open for writing. The kernel's count (a lease is refused) is exact, but for our own
-// opens that are not there yet and RELEASEs that are on their way: then ask again until both agree.
-OpenFiles::Writers OpenFiles::find_writers(File& file) {
-  const auto start = std::chrono::steady_clock::now();
-  const bool counts_only = !leases_ || file.backing_id == 0;
-  bool mapped_by_ours = false;
-  cache_.with_existing(file.node, [&](FileRecord& record) { mapped_by_ours = record.is_in_writing_phase(); });
-  for (;;) {
-    std::uint32_t tracked = 0;
-    {
-      const Lock lock(mutex_);
-      if (file.leased) return Writers::kNone;
-      tracked = file.writers;
-    }
-    const auto waited = std::chrono::steady_clock::now() - start;
-    // Without passthrough our own descriptor is the writer, so a lease says nothing while one is tracked.
-    if (tracked > 0 && counts_only && waited >= kReleaseInFlight) return Writers::kTracked;
-    if (tracked == 0 || !counts_only) {
-      const auto answer = take_lease(file, &LeaseKeeper::watch);
-      if (answer == LeaseKeeper::Answer::kUnsupported) {
-        leases_unsupported_ = true;
-        if (tracked == 0) return Writers::kNone;
-        if (waited >= kReleaseInFlight) return Writers::kTracked;
-      } else if (answer == LeaseKeeper::Answer::kRefused) {
-        // A writer of the mount may live on in a mapping whose handle is closed: its phase goes on.
-        return tracked > 0 || mapped_by_ours ? Writers::kTracked : Writers::kOthers;
-      } else if (tracked == 0) {
-        const Lock lock(mutex_);
-        return file.leased ? Writers::kNone : Writers::kOthers;  // broken already: one has just come
-      } else {
-        drop_lease(file);
-        if (waited >= kAgreement) return Writers::kTracked;
-      }
-    }
-    std::this_thread::sleep_for(kPoll);
-  }
-}
-
-bool OpenFiles::is_written_through_mount(const File& file) const {
-  const Lock lock(mutex_);
-  return file.writers > 0;
-}
-
-// Whether somebody reads the file: a handle, or in passthrough mode a mapping without one.
-bool OpenFiles::has_readers(File& file) {
-  const auto start = std::chrono::steady_clock::now();
-  for (;;) {
-    std::uint32_t tracked = 0;
-    bool writers = false;
-    {
-      const Lock lock(mutex_);
-      tracked = file.readers;
-      writers = file.writers > 0;
-    }
-    const auto waited = std::chrono::steady_clock::now() - start;
-    auto answer = LeaseKeeper::Answer::kUnsupported;
-    if (file.backing_id > 0 && !writers) answer = take_lease(file, &LeaseKeeper::watch_if_alone);
-    if (answer == LeaseKeeper::Answer::kGranted && tracked == 0) return false;
-    if (answer == LeaseKeeper::Answer::kRefused) return true;
-    if (answer == LeaseKeeper::Answer::kUnsupported && (tracked == 0 || waited >= kReleaseInFlight)) return tracked > 0;
-    if (waited >= kAgreement) return true;
-    std::this_thread::sleep_for(kPoll);
-  }
 }
 
 Status OpenFiles::open_for_reading(Opening& opening) {
@@ -391,7 +299,7 @@ Status OpenFiles::open_for_reading(Opening& opening) {
     // no version says that.
     const auto attr = stat_of(file.anchor.get());
     const FileVersion version = attr && writers == Writers::kNone ? version_of(*attr) : FileVersion{};
-    file.keep_cache = version != FileVersion{} && version == file.cached_version && now_ns() - version.ctime_ns > kClockGrainNs;
+    file.keep_cache = version != FileVersion{} && version == file.cached_version && now_ns() - version.ctime_ns > clock_grain_of(version);
     file.cached_version = version;
     if (!file.keep_cache) kernel_.drop_attributes(file.node);
   }
@@ -436,6 +344,11 @@ Status OpenFiles::open_for_writing(Opening& opening) {
 // A writer comes. If others were there before and are gone, what they left is judged now: later their
 // changes could not be told from this one's.
 Status OpenFiles::end_writing_phase(File& file) {
+  // Its violation was logged, and the kernel's would be again: a phase ends with its last writer, whoever looks.
+  bool emitted = false;
+  cache_.with_existing(file.node, [&](FileRecord& record) { emitted = record.has_emitted_open_writers(); });
+  if (emitted && nobody_writes(file)) cache_.with_existing(file.node, [](FileRecord& record) { record.writing_phase_ended(); });
+
   bool judge = false;
   {
     const Lock lock(mutex_);

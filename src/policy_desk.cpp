@@ -13,6 +13,7 @@
 #include <chrono>
 #include <utility>
 
+#include "imafs/lsm_labels.h"
 #include "imafs/policy_writer.h"
 
 namespace imafs {
@@ -80,6 +81,7 @@ class PolicyUpdateFile final : public ControlFile {
     sources.report = [this](AuditRecord record) { report(std::move(record)); };
     sources.refused = [this](const std::string& reason) { refused(reason); };
     sources.custom_template = desk_.sources_.custom_template;
+    sources.labels_known = labels_are_known();
     sources.origin = how_ == PolicyLoad::kReplace ? ".ima/policy_replace" : ".ima/policy";
     return sources;
   }

@@ -7,6 +7,7 @@
 #include <optional>
 
 #include "imafs/bytes.h"
+#include "imafs/lsm_labels.h"
 #include "imafs/policy_matcher.h"
 #include "imafs/posix_file.h"
 #include "imafs/unique_fd.h"
@@ -20,16 +21,20 @@ constexpr std::size_t kMaxFile = std::size_t{16} << 20;
 // conditions on file systems only fsmagic= can match.
 class PolicyFileFacts final : public EventSource {
  public:
-  PolicyFileFacts(std::string path, int fd) : path_(std::move(path)) {
+  PolicyFileFacts(std::string path, int fd, std::uint32_t tid) : path_(std::move(path)), fd_(fd), tid_(tid) {
     struct statfs facts {};
     if (::fstatfs(fd, &facts) == 0) file_system_.magic = static_cast<std::uint64_t>(facts.f_type);
   }
   std::optional<Credentials> credentials() override { return std::nullopt; }
   std::string_view path() override { return path_; }
   const FileSystem& file_system() override { return file_system_; }
+  std::string object_label() override { return label_of_file(fd_); }
+  std::string subject_label() override { return label_of_task(tid_); }
 
  private:
   const std::string path_;
+  const int fd_;
+  const std::uint32_t tid_;
   FileSystem file_system_;
 };
 
@@ -73,7 +78,7 @@ Result<std::string> read_policy_file(MeasureGate& gate, const std::string& path,
   if (!size) return fail(size.error());
   content.resize(*size);
 
-  PolicyFileFacts facts(path, fd.get());
+  PolicyFileFacts facts(path, fd.get(), requester.pid);
   if (const auto order = order_for(gate, attr, facts, requester)) {
     const auto collected = gate.collect_measurement(fd.get(), *order);
     if (!collected) return fail(collected.error());

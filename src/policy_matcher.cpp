@@ -1,12 +1,17 @@
 #include "imafs/policy_matcher.h"
 
 #include <algorithm>
+#include <bit>
 #include <utility>
+
+#include "imafs/lsm_labels.h"
+#include "policy_index.h"
 
 namespace imafs {
 namespace {
 
 bool is_dont(Action action) { return static_cast<unsigned>(action) % 2 == 1; }
+std::size_t class_of(Action action) { return static_cast<std::size_t>(action) / 2; }  // measure, appraise, audit, hash
 
 bool lists(const std::vector<std::string>& items, std::string_view wanted) {
   return items.empty() || std::find(items.begin(), items.end(), wanted) != items.end();
@@ -47,6 +52,19 @@ bool matches_file_system(const Rule& rule, const Event& event) {
   return !rule.fsuuid || rule.fsuuid == system.uuid;
 }
 
+bool matches_labels(const Rule& rule, const Event& event) {
+  constexpr std::size_t parts = 3;  // user, role, type: of the object, then of the subject
+  for (std::size_t i = 0; i < rule.lsm.size(); ++i) {
+    if (!rule.lsm[i]) continue;
+    if (!rule.lsm_is_known) return false;
+    const std::string label = i < parts ? event.source->object_label() : event.source->subject_label();
+    // The requester is gone: as with its credentials.
+    if (label.empty() && i >= parts && !is_dont(rule.action)) continue;
+    if (part_of_label(label, i % parts) != *rule.lsm[i]) return false;
+  }
+  return true;
+}
+
 bool matches(const Rule& rule, const Event& event) {
   if (event.hook == Hook::kCriticalData || event.hook == Hook::kKeyCheck) return matches_data(rule, event);
   if (rule.hook != Hook::kNone && rule.hook != event.hook) return false;
@@ -56,56 +74,20 @@ bool matches(const Rule& rule, const Event& event) {
   }
   if (rule.fowner && !rule.fowner->holds(event.fowner)) return false;
   if (rule.fgroup && !rule.fgroup->holds(event.fgroup)) return false;
-  // No LSM labels reach a file system: like the kernel without an LSM, such a rule never matches.
-  for (const auto& label : rule.lsm) {
-    if (label) return false;
-  }
-  if (!matches_ids(rule, event) || !matches_file_system(rule, event)) return false;
+  if (!matches_ids(rule, event) || !matches_file_system(rule, event) || !matches_labels(rule, event)) return false;
   if (rule.paths.empty()) return true;
   const std::string_view path = event.source->path();
   return std::any_of(rule.paths.begin(), rule.paths.end(), [&](const std::string& glob) { return glob_matches(glob, path); });
 }
 
-}  // namespace
-
-namespace {
-
 // Lets `rule` decide its class, if that is open and the rule matches.
 void consider(const Rule& rule, const Event& event, Decision& decision) {
-  const Rule** slot = nullptr;
-  switch (rule.action) {
-    case Action::kMeasure:
-    case Action::kDontMeasure: slot = &decision.measure; break;
-    case Action::kAppraise:
-    case Action::kDontAppraise: slot = &decision.appraise; break;
-    case Action::kAudit:
-    case Action::kDontAudit: slot = &decision.audit; break;
-    default: slot = &decision.hash; break;
-  }
-  if (*slot || !matches(rule, event)) return;
+  const std::array<const Rule**, 4> slots{&decision.measure, &decision.appraise, &decision.audit, &decision.hash};
+  const Rule** const slot = slots[class_of(rule.action)];
+  if (*slot || (slot == &decision.hash && decision.hash_taken_back) || !matches(rule, event)) return;
   *slot = &rule;
-  // Appraisal writes the hash itself; a hash rule met before it is off.
-  if (rule.action == Action::kAppraise) decision.hash = nullptr;
-}
-
-constexpr std::uint32_t kEverybody = 0xffffffff;
-constexpr std::size_t kBlock = 64;
-
-std::pair<std::uint32_t, std::uint32_t> range_of(const std::optional<IdCondition>& condition) {
-  if (!condition) return {0, kEverybody};
-  switch (condition->op) {
-    case IdOperator::kGreater: return {condition->value == kEverybody ? kEverybody : condition->value + 1, kEverybody};
-    // "Below 0" is nobody, which a range cannot say: the full look decides.
-    case IdOperator::kLess: return {0, condition->value == 0 ? 0 : condition->value - 1};
-    default: return {condition->value, condition->value};
-  }
-}
-
-// Four bytes of `text` from `at`, zeros behind its end.
-std::uint32_t word_of(std::string_view text, std::size_t at) {
-  std::uint32_t word = 0;
-  for (std::size_t i = 0; i < 4 && at + i < text.size(); ++i) word |= std::uint32_t{static_cast<std::uint8_t>(text[at + i])} << (8 * i);
-  return word;
+  // Appraisal writes the hash itself; a hash rule met before it is off. One that comes later is not.
+  if (rule.action == Action::kAppraise) decision.hash_taken_back = std::exchange(decision.hash, nullptr) != nullptr;
 }
 
 }  // namespace
@@ -116,82 +98,29 @@ Decision match(const Policy& policy, const Event& event) {
   return decision;
 }
 
-CompiledPolicy::CompiledPolicy(Policy policy) : policy_(std::move(policy)) {
-  for (std::uint32_t i = 0; i < policy_.rules.size(); ++i) {
-    const Rule& rule = policy_.rules[i];
-    for (std::size_t hook = 1; hook < by_hook_.size(); ++hook) {
-      if (rule.hook == Hook::kNone || rule.hook == static_cast<Hook>(hook)) add(by_hook_[hook], i);
-    }
-  }
-}
-
-void CompiledPolicy::add(Columns& columns, std::uint32_t index) {
-  const Rule& rule = policy_.rules[index];
-  columns.rule.push_back(index);
-  const auto uid = range_of(rule.uid_is_euid ? std::nullopt : rule.uid);
-  columns.uid_low.push_back(uid.first);
-  columns.uid_high.push_back(uid.second);
-  const auto owner = range_of(rule.fowner);
-  columns.owner_low.push_back(owner.first);
-  columns.owner_high.push_back(owner.second);
-  std::uint32_t masks = 0;
-  for (unsigned mask = 0; mask < 16; ++mask) {
-    const bool fits = !rule.mask || (rule.mask_contains ? (mask & *rule.mask) != 0 : mask == *rule.mask);
-    masks |= std::uint32_t{fits} << mask;
-  }
-  columns.masks.push_back(masks);
-  // What all globs of the rule begin with, up to eight bytes.
-  std::string_view common = rule.paths.empty() ? std::string_view() : std::string_view(rule.paths[0]);
-  for (const std::string& glob : rule.paths) {
-    const auto end = std::mismatch(common.begin(), common.end(), glob.begin(), glob.end()).first;
-    common = common.substr(0, static_cast<std::size_t>(end - common.begin()));
-  }
-  common = common.substr(0, common.find_first_of("*?"));
-  for (std::size_t half = 0; half < 2; ++half) {
-    const std::size_t known = common.size() > 4 * half ? std::min<std::size_t>(4, common.size() - 4 * half) : 0;
-    columns.path_bits[half].push_back(known == 4 ? 0xffffffff : (std::uint32_t{1} << (8 * known)) - 1);
-    columns.path_value[half].push_back(word_of(common, 4 * half) & columns.path_bits[half].back());
-  }
-  columns.asks_for_path |= !rule.paths.empty();
+CompiledPolicy::CompiledPolicy(Policy policy)
+    : policy_(std::move(policy)), index_(std::make_shared<const PolicyIndex>(policy_.rules)) {
+  for (const Rule& rule : policy_.rules) has_class_[class_of(rule.action)] = true;
 }
 
 Decision CompiledPolicy::match(const Event& event) const {
   Decision decision;
-  const Columns& columns = by_hook_[static_cast<std::size_t>(event.hook)];
-  const std::size_t count = columns.rule.size();
-  const unsigned mask = event.mask & 0xf;
-  std::uint32_t first = 0, second = 0;
-  if (columns.asks_for_path && event.source) {
-    const std::string_view path = event.source->path();
-    first = word_of(path, 0);
-    second = word_of(path, 4);
-  }
-  std::array<std::uint32_t, kBlock> fits;
-  for (std::size_t start = 0; start < count; start += kBlock) {
-    const std::size_t size = std::min(kBlock, count - start);
-    std::uint32_t any = 0;
-    for (std::size_t i = 0; i < size; ++i) {
-      const std::size_t at = start + i;
-      const std::uint32_t ids = (event.uid >= columns.uid_low[at]) & (event.uid <= columns.uid_high[at]) &
-                                (event.fowner >= columns.owner_low[at]) & (event.fowner <= columns.owner_high[at]);
-      fits[i] = columns.masks[at] >> mask & ids;
-      any |= fits[i];
-    }
-    if (any != 0 && columns.asks_for_path) {
-      any = 0;
-      for (std::size_t i = 0; i < size; ++i) {
-        const std::size_t at = start + i;
-        fits[i] &= ((first & columns.path_bits[0][at]) == columns.path_value[0][at]) &
-                   ((second & columns.path_bits[1][at]) == columns.path_value[1][at]);
-        any |= fits[i];
-      }
-    }
-    if (any == 0) continue;
-    for (std::size_t i = 0; i < size; ++i) {
-      if (fits[i] != 0) consider(policy_.rules[columns.rule[start + i]], event, decision);
+  const RuleBits& candidates = index_->candidates(event);
+  for (std::size_t word = 0; word < candidates.size(); ++word) {
+    for (std::uint64_t left = candidates[word]; left != 0; left &= left - 1) {
+      const std::size_t number = word * 64 + static_cast<std::size_t>(std::countr_zero(left));
+      if (number >= policy_.rules.size()) return decision;
+      consider(policy_.rules[number], event, decision);
+      if (is_decided(decision)) return decision;
     }
   }
   return decision;
+}
+
+// Whether no rule can add anything: each class that has rules is closed.
+bool CompiledPolicy::is_decided(const Decision& decision) const {
+  return (decision.measure || !has_class_[0]) && (decision.appraise || !has_class_[1]) && (decision.audit || !has_class_[2]) &&
+         (decision.hash || decision.hash_taken_back || !has_class_[3]);
 }
 
 bool glob_matches(std::string_view glob, std::string_view path) {

@@ -13,8 +13,6 @@ constexpr std::size_t kUuidText = 36;
 constexpr std::uint32_t kMaxPcr = 63;
 constexpr std::string_view kBlank = " \t";
 
-constexpr std::array<std::string_view, 6> kLsmKeys{"obj_user", "obj_role", "obj_type", "subj_user", "subj_role", "subj_type"};
-
 constexpr std::string_view kKeysHint =
     "keys: func mask fsmagic fsname fs_subtype fsuuid uid euid gid egid fowner fgroup obj_user obj_role obj_type "
     "subj_user subj_role subj_type keyrings label path pcr template digest_type appraise_type appraise_flag "
@@ -54,13 +52,13 @@ std::optional<unsigned> mask_named(std::string_view name) {
   return std::nullopt;
 }
 
-// As the kernel's kstrto*(): one '+' is allowed, nothing may follow.
+// As the kernel's kstrto*(): one '+' is allowed, nothing may follow; digits beyond 64 bits are told first.
 std::optional<std::uint64_t> number(std::string_view text, int base, bool* too_large = nullptr) {
   if (text.starts_with('+')) text.remove_prefix(1);
   if (base == 16 && (text.starts_with("0x") || text.starts_with("0X"))) text.remove_prefix(2);
   std::uint64_t value = 0;
   const auto parsed = std::from_chars(text.data(), text.data() + text.size(), value, base);
-  if (too_large) *too_large = parsed.ec == std::errc::result_out_of_range && parsed.ptr == text.data() + text.size();
+  if (too_large) *too_large = parsed.ec == std::errc::result_out_of_range;
   if (text.empty() || parsed.ec != std::errc() || parsed.ptr != text.data() + text.size()) return std::nullopt;
   return value;
 }
@@ -192,7 +190,7 @@ class RuleBuilder {
       return true;
     }
     if (key_ == "fsuuid") {
-      if (rule_.fsuuid) return twice();
+      if (rule_.fsuuid && rule_.fsuuid != std::array<std::uint8_t, 16>{}) return twice();  // all zeros is none to the kernel
       rule_.fsuuid = uuid(value_);
       return rule_.fsuuid ? true : bad_value("xxxxxxxx-xxxx-xxxx-xxxx-xxxxxxxxxxxx");
     }
@@ -235,14 +233,19 @@ class RuleBuilder {
   bool take_lsm() {
     const auto found = std::find(kLsmKeys.begin(), kLsmKeys.end(), key_);
     if (found == kLsmKeys.end()) return false;
-    if (context_.builtin_policy_active) return refuse("no LSM knows the label '" + std::string(value_) + "'", "");
-    rule_.lsm[static_cast<std::size_t>(found - kLsmKeys.begin())] = value_;
+    auto& slot = rule_.lsm[static_cast<std::size_t>(found - kLsmKeys.begin())];
+    if (context_.labels_known && slot) return twice();
+    if (context_.builtin_policy_active && !context_.labels_known) {
+      return refuse("no LSM knows the label '" + std::string(value_) + "'", "");
+    }
+    rule_.lsm_is_known = context_.labels_known;
+    slot = value_;
     return true;
   }
 
   bool take_option() {
     if (key_ == "pcr") {
-      const auto value = number(value_, 10);
+      const auto value = number(value_ == "-0" ? "0" : value_, 10);  // signed in the kernel
       if (!value || *value > kMaxPcr) return bad_value("0 to 63");
       rule_.pcr = static_cast<std::uint32_t>(*value);
       return true;
@@ -274,6 +277,10 @@ class RuleBuilder {
     if (value_ == "imasig|modsig") wanted = Rule::Signature::kImasigOrModsig;
     if (value_ == "sigv3") wanted = Rule::Signature::kSigV3;
     if (wanted == Rule::Signature::kNone) return bad_value("imasig, sigv3, imasig|modsig");
+    const auto both = [&](Rule::Signature one, Rule::Signature other) { return rule_.signature == one && wanted == other; };
+    if (both(Rule::Signature::kImasigOrModsig, Rule::Signature::kSigV3) || both(Rule::Signature::kSigV3, Rule::Signature::kImasigOrModsig)) {
+      return refuse("an appended signature does not go with sigv3", "");
+    }
     rule_.signature = std::max(rule_.signature, wanted);
     return true;
   }

@@ -55,6 +55,9 @@ void add_options(std::string& text, const Rule& rule) {
     }
     text += ' ';
   }
+  for (std::size_t i = 0; i < kLsmKeys.size(); ++i) {
+    if (rule.lsm[i]) text += std::string(kLsmKeys[i]) + "=" + *rule.lsm[i] + " ";
+  }
   if (rule.form) text += "template=" + rule.form->name + " ";
   switch (rule.signature) {
     case Rule::Signature::kSigV3: text += "appraise_type=sigv3 "; break;
@@ -70,7 +73,7 @@ void add_options(std::string& text, const Rule& rule) {
 
 std::string to_text(const Rule& rule) {
   for (const auto& label : rule.lsm) {
-    if (label) return "";
+    if (label && !rule.lsm_is_known) return "";
   }
   std::string text(name_of(rule.action));
   text += ' ';

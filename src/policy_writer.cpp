@@ -177,6 +177,7 @@ Status PolicyWriter::add_rule(std::string_view line, const std::string& origin,
   context.origin = origin;
   context.custom_template = sources_.custom_template;
   context.builtin_policy_active = sources_.active_policy()->is_builtin;
+  context.labels_known = sources_.labels_known;
   auto parsed = parse_rule(line, context, line_number);
   if (parsed && !*parsed) return {};  // blank or a comment
 

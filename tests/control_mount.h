@@ -31,6 +31,7 @@ class FakeLog final : public MeasurementLog {
   std::uint64_t violations() const override { return 3; }
   TpmHealth tpm_health() const override { return {}; }
   const std::vector<Bank>& view_banks() const override { return banks_; }
+  bool has_tpm() const override { return true; }
   std::uint64_t view_size(LogView) const override { return text.size(); }
   Result<std::size_t> read_view(LogView view, std::uint64_t offset,
                                 std::span<char> out) const override {

@@ -437,6 +437,28 @@ TEST_CASE("with --tpm-error continue entries without an extend are known, and ca
   CHECK(world.replays());
 }
 
+TEST_CASE("with --tpm-error continue nothing is extended twice, whatever became of the command that failed") {
+  World world;
+  const auto go_on = [](LogOptions& options) { options.continue_on_tpm_error = true; };
+  REQUIRE(world.start(go_on));
+  REQUIRE(world.append("a"));
+  world.extender->fail_next(Fault::kLastWord);  // b is in the PCR, and nobody says so
+  CHECK(world.append("b") == Appended::kLogged);
+  CHECK(world.append("c") == Appended::kLogged);
+  CHECK(world.log->tpm_health().missing_extends == 2);
+  SECTION("the TPM comes back") { world.extender->fail_next(Fault::kNone); }
+  SECTION("it comes back, and the same happens to what is caught up with") {
+    world.extender->fail_next(Fault::kLastWord);
+    CHECK(world.append("more") == Appended::kLogged);
+    world.extender->fail_next(Fault::kNone);
+  }
+  SECTION("the daemon is started anew first") { REQUIRE(world.start(go_on)); }
+  CHECK(world.append("d") == Appended::kLogged);
+  CHECK(world.replays());
+  CHECK(world.log->check_tpm());
+  CHECK(world.log->tpm_health().missing_extends == 0);
+}
+
 TEST_CASE("a foreign extend is found") {
   World world;
   REQUIRE(world.start());

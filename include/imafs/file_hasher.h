@@ -3,6 +3,8 @@
 
 #include <sys/types.h>
 
+#include <optional>
+
 #include "imafs/digest.h"
 #include "imafs/result.h"
 
@@ -21,5 +23,7 @@ HashAlgorithm algorithm_of_xattr(ByteView security_ima, HashAlgorithm configured
 
 // The value of an extended attribute of an open file; empty when there is none.
 Bytes xattr_of(int fd, const char* name);
+// Nothing: there is none. An attribute may be empty.
+std::optional<Bytes> find_xattr(int fd, const char* name);
 
 }  // namespace imafs

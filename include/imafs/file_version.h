@@ -28,7 +28,11 @@ std::int64_t now_ns();
 
 // Two changes within one grain of the file system's clock can carry the same time. A version whose
 // ctime is younger than this when nobody watched the file any more proves nothing (git's racy rule).
-// 20 ms: two ticks of the slowest kernel clock (HZ=100).
-inline constexpr std::int64_t kClockGrainNs = 20'000'000;
+// 20 ms: two ticks of the slowest kernel clock (HZ=100). Whole seconds mean a file system that keeps no more, or only every
+// other one: ext4 with inodes of 128 bytes, FAT, some NFS.
+constexpr std::int64_t clock_grain_of(const FileVersion& version) {
+  constexpr std::int64_t tick = 20'000'000, second = 1'000'000'000;
+  return version.ctime_ns % second == 0 ? 2 * second + tick : tick;
+}
 
 }  // namespace imafs

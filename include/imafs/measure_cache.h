@@ -67,6 +67,7 @@ class FileRecord {
   bool may_emit_tomtou() const { return may_emit_tomtou_; }
   bool take_tomtou() { return std::exchange(may_emit_tomtou_, false); }
   bool take_open_writers() { return !std::exchange(open_writers_emitted_, true); }
+  bool has_emitted_open_writers() const { return open_writers_emitted_; }
   void writing_phase_ended() { open_writers_emitted_ = in_writing_phase_ = false; }
 
  private:

@@ -51,8 +51,7 @@ struct MeasureOrder {
 struct OpenFacts {
   unsigned mask = 0;      // kMayRead ...
   bool is_exec = false;   // __FMODE_EXEC
-  bool is_elf = false;    // by its header
-  bool is_script = false; // "#!"
+  bool is_elf = false;   // by its header
   std::uint32_t fowner = 0;
   std::uint32_t fgroup = 0;
 };
@@ -93,7 +92,7 @@ class MeasureGate {
   struct Interests {
     bool measures = false;  // any measure rule, and --ima on
     bool owner = false;     // fowner=, fgroup=
-    bool content = false;   // rules of the hooks that tell ELF objects and scripts apart
+    bool content = false;   // rules of the hooks that ELF objects alone raise
     bool ids = false;       // uid=, euid=, gid=, egid=
   };
   Interests interests() const;
@@ -148,6 +147,8 @@ class MeasureGate {
   std::mutex policy_load_mutex_;                   // one load at a time: measured, then active
 };
 
+// For messages: "sda1" of a device number; its numbers if it is no block device.
+std::string device_name(std::uint64_t device);
 // comm of a thread, from /proc/TID/comm; "?" when it is gone.
 std::string comm_of(std::uint32_t tid);
 

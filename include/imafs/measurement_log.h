@@ -34,6 +34,9 @@ struct EntryOrigin {
 // imafs itself, now.
 EntryOrigin own_origin();
 
+// A PC client TPM's. Entries for PCRs beyond are logged and extended nowhere, as in the kernel.
+inline constexpr std::uint32_t kTpmPcrs = 24;
+
 enum class Appended { kLogged, kDuplicate };
 
 // One form of the log, as a file of .ima/ shows it.
@@ -101,6 +104,7 @@ class MeasurementLog {
 
   // The TPM's banks, and sha1 in front of them if no bank is sha1. What views exist for.
   virtual const std::vector<Bank>& view_banks() const = 0;
+  virtual bool has_tpm() const = 0;
   virtual std::uint64_t view_size(LogView view) const = 0;  // bytes
   // Bytes of the view from `offset`: as many as fit and exist, 0 at the end. Offsets are stable.
   virtual Result<std::size_t> read_view(LogView view, std::uint64_t offset, std::span<char> out) const = 0;

@@ -127,7 +127,7 @@ class OpenFiles {
   void on_tick();
   void drop_lease(File& file);
 
-  // One open (open_measure.cpp). The file is busy, and ours.
+  // One open (open_measure.cpp, open_collect.cpp, open_watch.cpp). The file is busy, and ours.
   void run(std::unique_ptr<Opening> opening);
   Status prepare(Opening& opening);
   Status learn_content(Opening& opening);
@@ -140,8 +140,9 @@ class OpenFiles {
   LeaseKeeper::Answer take_lease(File& file, LeaseKeeper::Answer (LeaseKeeper::*ask)(int));
   bool has_readers(File& file);
   Status end_writing_phase(File& file);
+  bool nobody_writes(File& file);
   Status measure(Opening& opening, Writers& writers);
-  Result<Collected> collect(Opening& opening, const MeasureOrder& order, Writers& writers);
+  Result<Collected> collect(Opening& opening, const MeasureOrder& order, Writers& writers, bool direct);
   Status store_violation(File& file, Violation violation, const Requester& who, const std::string& path);
   bool hashes_inline(const Opening& opening);
 

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "imafs/digest.h"
@@ -35,6 +36,10 @@ enum class Action : std::uint8_t {
 std::string_view name_of(Action action);
 
 enum class IdOperator : char { kEqual = '=', kGreater = '>', kLess = '<' };
+// The conditions on LSM labels, in the order of Rule::lsm.
+inline constexpr std::array<std::string_view, 6> kLsmKeys{"obj_user",  "obj_role",  "obj_type",
+                                                          "subj_user", "subj_role", "subj_type"};
+
 struct IdCondition {
   IdOperator op = IdOperator::kEqual;
   std::uint32_t value = 0;
@@ -54,8 +59,9 @@ struct Rule {
   bool uid_is_euid = false;  // euid= instead of uid=
   bool gid_is_egid = false;
   std::vector<std::string> keyrings, labels;
-  // LSM conditions in the order obj_user, obj_role, obj_type, subj_user, subj_role, subj_type.
+  // LSM conditions, in the order of kLsmKeys.
   std::array<std::optional<std::string>, 6> lsm;
+  bool lsm_is_known = false;  // the labels are an LSM's that runs here; else the rule never matches
   std::vector<std::string> paths;  // IMA: path=GLOB, imafs's own condition; repeats mean "any of"
 
   std::optional<std::uint32_t> pcr;

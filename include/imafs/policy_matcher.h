@@ -3,6 +3,7 @@
 
 #include <array>
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -32,6 +33,9 @@ class EventSource {
     std::optional<std::array<std::uint8_t, 16>> uuid;
   };
   virtual const FileSystem& file_system() = 0;
+  // Of the file and of the requester; empty: none.
+  virtual std::string object_label() { return ""; }
+  virtual std::string subject_label() { return ""; }
 };
 
 struct Event {
@@ -48,15 +52,16 @@ struct Decision {
   const Rule* appraise = nullptr;
   const Rule* audit = nullptr;
   const Rule* hash = nullptr;
+  bool hash_taken_back = false;    // by an appraise rule: the class is closed
 
   bool must_measure() const { return measure && measure->action == Action::kMeasure; }
 };
 
 Decision match(const Policy& policy, const Event& event);
 
-// The same answers, sooner: for a policy that stands for a while. A first pass over small columns (owner, real
-// uid, mask, beginning of the path), written so that compilers make vectors of it, leaves a few rules of many
-// to be looked at in full.
+class PolicyIndex;
+
+// The same answers, sooner: for a policy that stands for a while.
 class CompiledPolicy {
  public:
   explicit CompiledPolicy(Policy policy);
@@ -65,17 +70,11 @@ class CompiledPolicy {
   Decision match(const Event& event) const;
 
  private:
-  struct Columns {
-    std::vector<std::uint32_t> rule;  // index into the policy's rules, in their order
-    std::vector<std::uint32_t> uid_low, uid_high, owner_low, owner_high;
-    std::vector<std::uint32_t> masks;  // bit m: an event of mask m fits
-    std::vector<std::uint32_t> path_bits[2], path_value[2];  // the first eight bytes of every glob's literal beginning
-    bool asks_for_path = false;
-  };
-  void add(Columns& columns, std::uint32_t index);
+  bool is_decided(const Decision& decision) const;
 
   Policy policy_;
-  std::array<Columns, 15> by_hook_;
+  std::shared_ptr<const PolicyIndex> index_;
+  std::array<bool, 4> has_class_{};
 };
 
 // path= globs: '*' and '?' stop at '/', '**' does not.

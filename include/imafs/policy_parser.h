@@ -34,6 +34,8 @@ struct ParseContext {
   // A condition on LSM labels is refused while the built-in policy is active and accepted later as
   // a rule that never matches (the kernel without an LSM).
   bool builtin_policy_active = true;
+  // With an LSM (labels_are_known()) it is looked at. IMA: whether the LSM knows this very label is not.
+  bool labels_known = false;
 };
 
 // One line, without its newline. Nothing: blank or a comment. `line` goes into the error and the rule.
@@ -44,7 +46,7 @@ PolicyResult<std::optional<Rule>> parse_rule(std::string_view line, const ParseC
 PolicyResult<std::vector<Rule>> parse_policy(std::string_view text, const ParseContext& context);
 
 // One rule in the kernel's normal form, " \n" at its end; empty for a rule the kernel does not
-// print (LSM conditions). path= stands after fsuuid=.
+// print (LSM conditions without an LSM). path= stands after fsuuid=.
 std::string to_text(const Rule& rule);
 std::string to_text(const Policy& policy);
 

@@ -35,6 +35,7 @@ class PolicyWriter {
     // Why the update was refused, for a person; may be several lines.
     std::function<void(const std::string& reason)> refused;
     const Template* custom_template = nullptr;
+    bool labels_known = false;  // as in ParseContext
     std::string origin = ".ima/policy";
   };
   explicit PolicyWriter(Sources sources);

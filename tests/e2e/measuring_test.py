@@ -185,6 +185,45 @@ class Measuring(unittest.TestCase):
             self.assertEqual(5, int(mount.control('violations')))
             self.assertEqual(0, mount.verify().returncode)
 
+    def test_o_direct_logs_zeros_but_not_for_what_is_measured(self):
+        with Mount() as mount:
+            for name in ('measured', 'fresh'):
+                write(f'{mount.backing}/{name}', b'x' * 4096)
+            read(mount.path + '/measured')
+            os.chmod(mount.path + '/measured', 0o600)  # moves ctime, not the content
+            time.sleep(2.5)  # the lease goes: only time stamps are left
+            for name in ('measured', 'fresh', 'fresh'):
+                os.close(os.open(f'{mount.path}/{name}', os.O_RDONLY | os.O_DIRECT))
+            zeros = b'sha256:' + b'0' * 64
+            content = b'sha256:' + hashlib.sha256(b'x' * 4096).hexdigest().encode()
+            self.assertEqual([(content, b'/measured'), (zeros, b'/fresh')], mount.log())
+            read(mount.path + '/fresh')
+            self.assertEqual((content, b'/fresh'), mount.log()[-1])
+            write(mount.backing + '/measured', b'y' * 4096)
+            os.close(os.open(mount.path + '/measured', os.O_RDONLY | os.O_DIRECT))
+            self.assertEqual((zeros, b'/measured'), mount.log()[-1])
+
+    def test_field_d_is_in_the_hash_of_the_mount_where_it_can(self):
+        with Mount('--hash', 'md5', '--template-fmt', 'd|d-ng|n-ng') as mount:
+            write(mount.backing + '/f', b'text')
+            os.setxattr(mount.backing + '/f', 'security.ima', bytes([4, 4]) + bytes(32))
+            read(mount.path + '/f')
+            line = mount.control('measurements').split(b'\n')[-2].split(b' ')
+            self.assertEqual([hashlib.md5(b'text').hexdigest(), 'sha256:' + hashlib.sha256(b'text').hexdigest()],
+                             [word.decode() for word in line[3:5]])
+
+    def test_xattr_fields_count_what_is_there_and_an_appended_signature_is_not_looked_for(self):
+        trailer = bytes(100) + bytes([0, 0, 2, 0, 0, 0, 0, 0]) + (100).to_bytes(4, 'big') + b'~Module signature appended~\n'
+        with Mount('--template-fmt', 'd-ng|n-ng|xattrnames|xattrlengths|xattrvalues|d-modsig|modsig') as mount:
+            write(mount.backing + '/f', b'text' + trailer)
+            os.setxattr(mount.backing + '/f', 'security.SMACK64', b'')
+            os.setxattr(mount.backing + '/f', 'security.ima', b'\x04\x04' + bytes(32))
+            read(mount.path + '/f')
+            line = mount.control('measurements').split(b'\n')[-2]
+            digest = hashlib.sha256(b'text' + trailer).hexdigest()
+            self.assertTrue(line.endswith(f'sha256:{digest} /f security.SMACK64|security.ima 0000000022000000 0404{"00" * 32}  '.encode()), line)
+            self.assertEqual(0, mount.verify().returncode)
+
     def test_without_a_reader_a_writer_beside_the_mount_is_no_violation(self):
         with Mount() as mount:
             write(mount.backing + '/f', b'old')
@@ -210,6 +249,23 @@ class Measuring(unittest.TestCase):
             self.assertIn(b'sha256:' + hashlib.sha256(b'bc' + b'a' * 4094).hexdigest().encode(), states)
             mapping.close()
 
+    def test_each_writing_phase_has_its_violation_also_if_nobody_read_between_two(self):
+        for options in ([], ['--no-passthrough'], ['--no-leases']):
+            with self.subTest(options=options), Mount(*options) as mount:
+                write(mount.backing + '/f', b'x')
+                for phase in range(1, 4):
+                    first = os.open(mount.path + '/f', os.O_WRONLY)
+                    for _ in range(2):
+                        read(mount.path + '/f')
+                    second = os.open(mount.path + '/f', os.O_WRONLY)
+                    os.close(first)
+                    read(mount.path + '/f')  # the phase goes on with the second writer
+                    self.assertEqual(b'%d\n' % phase, mount.control('violations'))
+                    os.close(second)
+                    if options:
+                        mount.settle()
+                self.assertEqual(0, mount.verify().returncode)
+
     def test_the_policy_is_changed_by_echo(self):
         with Mount('--policy', 'builtin:none') as mount:
             write(mount.backing + '/f', b'x')
@@ -230,7 +286,8 @@ class Judges(unittest.TestCase):
 
     def test_logs_of_every_template_are_accepted(self):
         policy = 'measure func=FILE_CHECK mask=^MAY_READ\n'
-        for template, more in (('ima-ng', []), ('ima-sig', []), ('ima-buf', []), ('ima', ['--hash', 'sha1']), ('ima-ng', ['--hash', 'sha512'])):
+        plain = ('ima-ng', 'ima-sig', 'ima-buf', 'ima-modsig', 'ima-ngv2', 'ima-sigv2', 'evm-sig')
+        for template, more in (*((name, []) for name in plain), ('ima', ['--hash', 'sha1']), ('ima-ng', ['--hash', 'sha512'])):
             with self.subTest(template=template, more=more), Mount('--policy', '/dev/null', '--template', template, *more) as mount:
                 subprocess.run(['sh', '-c', f"printf '{policy}' > {mount.path}/.ima/policy"], check=True)
                 for i in range(5):

@@ -26,6 +26,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   const std::string_view text(reinterpret_cast<const char*>(data), size);
   imafs::ParseContext context;
   context.builtin_policy_active = false;
+  context.labels_known = size % 2 == 1;
   const auto rules = imafs::parse_policy(text, context);
   if (!rules) {
     if (rules.error().line == 0 || rules.error().column == 0) broken();

@@ -3,13 +3,16 @@
 
     replay.py IMAFS DATA [SCENARIO...]     --list: their names; --accept: print the differences as exceptions
 
-Compared are the transcript (results, errors, log lines, violations, policy read-backs) and the log of every
-bank, as text and as binary records. Differences that a file system cannot avoid are listed in exceptions.txt,
+Compared are the transcript (results, errors, log lines, violations, policy read-backs), the log of every bank, as
+text and as binary records, and the records of the kernel's audit (audit.txt) with our messages. Differences that a file system cannot avoid are listed in exceptions.txt,
 line for line and with their reason; any other difference, and an exception that does not occur, is a failure.
+common/comment-*, rule-* and pol-* were not captured: they are rebuilt from what transcripts and audit records show of them.
 Needs root: it mounts an ext4 image, and imafs at /mnt in a mount namespace of its own.
 """
+import collections
 import difflib
 import os
+import re
 import shutil
 import struct
 import subprocess
@@ -94,8 +97,11 @@ def comparable(transcript):
 
 
 def differences(want, got):
-    lines = difflib.ndiff([line.decode('latin-1') for line in want], [line.decode('latin-1') for line in got])
-    return [line[0] + line[2:] for line in lines if line[0] in '+-']
+    found = []
+    for kind, a, b, c, d in difflib.SequenceMatcher(None, want, got, autojunk=False).get_opcodes():
+        if kind != 'equal':
+            found += ['-' + line.decode('latin-1') for line in want[a:b]] + ['+' + line.decode('latin-1') for line in got[c:d]]
+    return found
 
 
 def read(path):
@@ -130,11 +136,12 @@ def replay(imafs, data, name, work):
     make_tree(work + '/image', UUID, data + '/files/t1', work + '/tree')
     options = options_of(read_meta(scenario + '/meta'))
     run(imafs, MOUNT, '--backing', work + '/tree', '--path-prefix', MOUNT, '--state', work + '/state', '--log-file',
-        work + '/messages', *options)
+        work + '/messages', '--log-level', 'debug', *options)
+    found = []
     try:
         def rewrite(word):
             for old, new in ((b'/scn/meta', scenario.encode() + b'/meta'), (b'/sys/kernel/security/integrity/ima', b'/mnt/.ima'), (b'/sys/kernel/security/ima', b'/mnt/.ima'),
-                             (b'/scn/', data.encode() + b'/common/')):
+                             (b'/scn/', data.encode() + b'/common/'), (b'/scn\n', data.encode() + b'/common\n')):
                 word = word.replace(old, new)
             return word
 
@@ -145,9 +152,8 @@ def replay(imafs, data, name, work):
             os.chdir(MOUNT)
             interpreter.run(scenario + '/ops')
             os.chdir('/')
-        found = differences(comparable(read(scenario + '/transcript.txt')), comparable(read(work + '/transcript').replace(data.encode() + b'/common/', b'/scn/')))
-        if not found:
-            found += compare_logs(scenario)
+        found += differences(comparable(read(scenario + '/transcript.txt')), comparable(read(work + '/transcript').replace(data.encode() + b'/common/', b'/scn/')))
+        found += compare_logs(scenario)
         verdict = subprocess.run([imafs, 'verify', MOUNT], stdout=subprocess.PIPE, text=True)
         if verdict.returncode != 0:
             found.append('+verify: ' + verdict.stdout)
@@ -159,20 +165,87 @@ def replay(imafs, data, name, work):
             if subprocess.run(['umount', work + '/tree'], stderr=subprocess.DEVNULL).returncode == 0:
                 break
             time.sleep(0.1)
+        # The daemon is gone, and its messages are all there.
+        found.extend(differences(read(scenario + '/audit.txt').split(b'\n')[:-1], audit_records(work + '/messages', data)))
+
+
+def audit_records(messages, data):
+    """The operator messages in the kernel's audit form, as audit.txt has them: without process, command, device and inode."""
+    records = [line.split(b'integrity: ', 1)[1] for line in read(messages).split(b'\n') if b'integrity: ' in line]
+    records = [record for record in records if not record.startswith(b'policy update refused: ')]  # why, in words: ours
+    for pattern, rest in ((rb'\bpid=\d+ uid=(\d+) auid=\d+ ses=\d+ ', rb'uid=\1 '), (rb' (comm|subj)=("[^"]*"|[^ "]+)', b''),
+                          (rb' dev="[^"]*" ino=\d+', b' dev= ino=')):
+        records = [re.sub(pattern, rest, record) for record in records]
+    return [record.replace(data.encode() + b'/common/', b'/scn/') for record in records]
+
+
+OUR_OWN = re.compile(rb' (start|policy|kernel_version) ')  # critical data that depends on the machine, or that a kernel has not
+
+
+def without_digest(bank, records):
+    """Records of a binary log without what depends on the bank."""
+    return [record[:4] + record[4 + DIGEST_SIZE[bank]:] for record in records]
 
 
 def compare_logs(scenario):
-    """With equal transcripts the files of every bank must be equal too, but for boot_aggregate."""
+    """The files of every bank: ours agree with each other, and with the kernel's wherever sha1's text does.
+
+    Where the text differs the transcript does too, and is listed there with its reason. boot_aggregate is left
+    out: it is a digest of this machine's PCRs 0 to 9.
+    """
+    def logs(source):
+        """{bank: (lines, records)} without boot_aggregate and what else differs from one machine to the next."""
+        found = {}
+        for bank in BANKS:
+            records = records_of(read(f'{source}/binary_runtime_measurements_{bank}'), bank)
+            text = read(f'{source}/ascii_runtime_measurements_{bank}')
+            lines = lines_of(text, records, bank)
+            kept = [i for i in range(1, len(records)) if not OUR_OWN.search(lines[i] + b' ')]
+            found[bank] = ([lines[i] for i in kept], [records[i] for i in kept])
+        return found
+
+    try:
+        kernel, ours = logs(scenario), logs(MOUNT + '/.ima')
+    except ValueError as error:
+        return [f'+logs: {error}']
     found = []
+    for name, log in (('kernel', kernel), ('imafs', ours)):
+        for bank in BANKS:
+            if without_digest(bank, log[bank][1]) != without_digest('sha1', log['sha1'][1]):
+                found.append(f'+{name}: {bank} holds other entries than sha1')
+    if found:
+        return found
+    for name, want in (('runtime_measurements_count', len(records_of(read(MOUNT + '/.ima/binary_runtime_measurements_sha1'), 'sha1'))),
+                       ('violations', sum(record[4:24] == bytes(20) for record in ours['sha1'][1]))):
+        if int(read(f'{MOUNT}/.ima/{name}')) != want:
+            found.append(f'+{name} differs from the log')
+    same = difflib.SequenceMatcher(None, kernel['sha1'][1], ours['sha1'][1], autojunk=False).get_matching_blocks()
     for bank in BANKS:
-        for form in ('ascii', 'binary'):
-            name = f'{form}_runtime_measurements_{bank}'
-            want, got = read(f'{scenario}/{name}'), read(f'{MOUNT}/.ima/{name}')
-            split = (lambda log: log.split(b'\n')) if form == 'ascii' else (lambda log: records_of(log, bank))
-            want, got = ([part for part in split(log)[1:] if b'kernel_version' not in part] for log in (want, got))
-            if want != got:
-                found.append(f'+{name} differs')
+        for form in (0, 1):
+            if any(kernel[bank][form][a:a + n] != ours[bank][form][b:b + n] for a, b, n in same):
+                found.append(f'+{bank}: entries that are equal in sha1 differ')
     return found
+
+
+def lines_of(text, records, bank):
+    """The text cut into one piece for each record: a kernel's names may hold newlines."""
+    lines, at = [], 0
+    for number, record in enumerate(records):
+        head = b'%2d %s ' % (struct.unpack_from('<I', record)[0], record[4:4 + DIGEST_SIZE[bank]].hex().encode())
+        if not text.startswith(head, at):
+            raise ValueError(f'{bank}: record {number} and its line disagree')
+        end = len(text)
+        if number + 1 < len(records):
+            after = records[number + 1]
+            mark = b'\n%2d %s ' % (struct.unpack_from('<I', after)[0], after[4:4 + DIGEST_SIZE[bank]].hex().encode())
+            end = text.find(mark, at) + 1
+            if end == 0:
+                raise ValueError(f'{bank}: record {number + 1} has no line')
+        lines.append(text[at:end])
+        at = end
+    if at != len(text):
+        raise ValueError(f'{bank}: text without a record')
+    return lines
 
 
 def main(arguments):
@@ -203,8 +276,8 @@ def main(arguments):
             print(f'[{name}]\n' + '\n'.join(found))
             continue
         listed = expected.get(name, [])
-        unexpected = [line for line in found if line not in listed]
-        absent = [line for line in listed if line not in found]
+        unexpected = list((collections.Counter(found) - collections.Counter(listed)).elements())
+        absent = list((collections.Counter(listed) - collections.Counter(found)).elements())
         print(f'{name}: ' + ('equal' if not found else f'{len(found)} lines differ, as listed') if not unexpected and not absent
               else f'{name}: FAILED')
         for line in unexpected[:20]:

@@ -1,0 +1,83 @@
+#!/usr/bin/env python3
+"""Rewrites that time stamps do not show: of the same size, with the mtime put back, within one grain of the file system's
+clock. No state may be read without its entry. ROUNDS rewrites each (2,000). A clock that is set back is in measure_cache_test."""
+import hashlib
+import os
+import subprocess
+import sys
+import time
+import unittest
+
+from mounting import Mount
+
+ROUNDS = int(os.environ.get('ROUNDS', '2000'))
+THEN = (10 ** 18, 10 ** 18)  # atime and mtime that every state gets
+
+
+def rewrite(path, data):
+    """The size stays, nothing is truncated, and mtime says nothing."""
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT, 0o644)
+    os.write(fd, data)
+    os.close(fd)
+    os.utime(path, ns=THEN)
+
+
+def read(path):
+    with open(path, 'rb') as file:
+        return file.read()
+
+
+class Clocks(unittest.TestCase):
+    def judge(self, mount, rounds, where, pause=0.0):
+        """Every state was read as it is, and has an entry of its own."""
+        states = set()
+        for i in range(rounds):
+            data = b'%s %07d' % (os.path.basename(where)[:1].encode(), i)
+            rewrite(f'{where}/f', data)
+            self.assertEqual(data, read(mount.path + '/f'))
+            states.add(hashlib.sha256(data).hexdigest())
+            time.sleep(pause)
+        logged = {digest.split(b':')[1].decode() for digest, name in mount.log() if name == b'/f'}
+        self.assertEqual(set(), states - logged)
+        self.assertEqual(0, mount.verify().returncode)
+
+    def test_beside_the_mount(self):
+        with Mount() as mount:
+            self.judge(mount, ROUNDS, mount.backing)
+
+    def test_beside_the_mount_with_no_lease_to_tell(self):
+        with Mount('--no-leases') as mount:
+            self.judge(mount, ROUNDS, mount.backing)
+
+    def test_through_the_mount(self):
+        for options in ([], ['--no-passthrough'], ['--no-leases']):
+            with self.subTest(options=options), Mount(*options) as mount:
+                self.judge(mount, ROUNDS // 4, mount.path)
+
+    def test_a_file_system_whose_clock_counts_seconds(self):
+        """ext4 with inodes of 128 bytes: many states have all their time stamps in common."""
+        for options in ([], ['--no-leases'], ['--no-passthrough']):
+            mount = Mount(*options)
+            image = mount.work + '/image'
+            with open(image, 'wb') as file:
+                file.truncate(8 << 20)
+            subprocess.run(['mkfs.ext4', '-q', '-I', '128', image], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            subprocess.run(['mount', '-o', 'loop', image, mount.backing], check=True)
+            try:
+                with self.subTest(options=options), mount:
+                    rewrite(mount.backing + '/probe', b'x')
+                    self.assertEqual(0, os.stat(mount.backing + '/probe').st_ctime_ns % 10 ** 9, 'not the clock that was wanted')
+                    for where in (mount.backing, mount.path):
+                        self.judge(mount, 30, where, pause=0.06)  # so long that no finer clock would be in doubt
+            finally:
+                mount.stop()
+                for _ in range(50):
+                    if subprocess.run(['umount', mount.backing], stderr=subprocess.DEVNULL).returncode == 0:
+                        break
+                    time.sleep(0.1)
+
+
+if __name__ == '__main__':
+    if os.geteuid() != 0:
+        sys.exit(77)
+    unittest.main(verbosity=2)
