@@ -113,6 +113,17 @@ class Run(unittest.TestCase):
         with open('/proc/mounts') as mounts:
             self.assertNotIn('/var/lib/imafs/run', mounts.read())
 
+    def test_an_empty_run_is_short_and_leaves_no_lock(self):
+        imafs_run('--', 'true', cwd=self.work, check=0)
+        locks = set(os.listdir('/run/imafs-0'))
+        times = []
+        for _ in range(5):
+            before = time.monotonic()
+            imafs_run('--', 'true', cwd=self.work, check=0)
+            times.append(time.monotonic() - before)
+        self.assertLess(min(times), 0.2, times)
+        self.assertEqual(set(), set(os.listdir('/run/imafs-0')) - locks)
+
     def test_what_is_left_in_the_background_ends_too(self):
         before = time.monotonic()
         imafs_run('--', 'sh', '-c', 'sleep 100 & sleep 100 &', cwd=self.work, check=0)
