@@ -126,6 +126,8 @@ class BadInput(unittest.TestCase):
                     file.write(text)
             done = subprocess.run([IMAFS, 'verify', path], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
             self.assertEqual(status, done.returncode, (target, done.stdout, done.stderr))
+            if done.stderr:
+                self.assertIn(f"'{path}'", done.stderr)
 
 
 if __name__ == '__main__':

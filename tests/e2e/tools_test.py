@@ -61,6 +61,26 @@ class Exports(unittest.TestCase):
             self.assertEqual('', tool('log', mount.path, '--violations'))
             self.assertEqual([], json.loads(tool('log', mount.path, '--violations', '--format', 'json')))
 
+    def test_what_is_not_known_is_not_shown_and_a_name_cannot_draw(self):
+        with Mount() as mount:
+            with open(mount.backing + '/f', 'w') as file:
+                file.write('x')
+            program = 'import ctypes, sys; ctypes.CDLL(None).prctl(15, b"\x1b[2Jred\x7f"); open(sys.argv[1]).read()'
+            subprocess.run([sys.executable, '-c', program, mount.path + '/f'], check=True)
+            text = tool('log', mount.path)
+            self.assertIn('?[2Jred?', text)
+            self.assertNotIn('\x1b', text)
+            log = mount.work + '/log'
+            with open(log, 'wb') as file:
+                file.write(mount.control('binary_runtime_measurements'))
+            self.assertNotIn('1970', tool('log', log) + tool('log', log, '--format', 'csv'))
+            self.assertEqual([''] * 5, [list(csv.DictReader(io.StringIO(tool('log', log, '--format', 'csv'))))[-1][key] for key in ('time', 'pid', 'uid', 'comm', 'size')])
+            for words in (('trim', mount.path, '--keep', '-5'), (mount.path, '--from', '-1'), (mount.path, '--uid', '-1')):
+                self.assertRegex(tool('log', *words, check=2), r'^imafs: .*\n$')
+            with open(mount.work + '/policy', 'wb') as file:
+                file.write(b'measure func=\x1b[2J\n')
+            self.assertNotIn('\x1b', tool('policy', 'check', mount.work + '/policy', check=1))
+
     def test_following_shows_entries_as_they_come(self):
         with Mount() as mount:
             follower = subprocess.Popen([IMAFS, 'log', mount.path, '--follow', '--format', 'ndjson', '--path', '/f*'],
