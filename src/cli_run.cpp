@@ -46,11 +46,40 @@ int complain(const Error& error, ExitCode code = ExitCode::kUsage) {
   return static_cast<int>(code);
 }
 
-// The signals that end us end the command first; what a terminal sends to all of us is the command's to judge.
-volatile sig_atomic_t g_command = 0;
+// The signals that end us end the command first; before there is one they are kept in mind, for what was begun has to be
+// taken down. What a terminal sends to all of us is the command's to judge.
+constexpr std::array kSignals{SIGINT, SIGQUIT, SIGTERM, SIGHUP, SIGUSR1, SIGUSR2};
+volatile sig_atomic_t g_command = 0, g_signal = 0;
 void pass_on(int signal) {
   if (g_command > 0) ::kill(static_cast<pid_t>(g_command), signal);
+  else g_signal = signal;
 }
+
+class Signals {
+ public:
+  Signals() {
+    struct sigaction action {};
+    action.sa_handler = pass_on;
+    for (std::size_t i = 0; i < kSignals.size(); ++i) {
+      ::sigaction(kSignals[i], nullptr, &before_[i]);
+      if (before_[i].sa_handler != SIG_IGN) ::sigaction(kSignals[i], &action, nullptr);
+    }
+  }
+  void block() {
+    sigset_t all;
+    ::sigfillset(&all);
+    ::sigprocmask(SIG_BLOCK, &all, &mask_);
+  }
+  void unblock() const { ::sigprocmask(SIG_SETMASK, &mask_, nullptr); }
+  // As they were when we were called: for the command.
+  void restore() const {
+    for (std::size_t i = 0; i < kSignals.size(); ++i) ::sigaction(kSignals[i], &before_[i], nullptr);
+  }
+
+ private:
+  std::array<struct sigaction, kSignals.size()> before_{};
+  sigset_t mask_{};
+};
 
 // A mount namespace of our own with the measured tree in it, and a directory for both.
 class Stage {
@@ -127,8 +156,14 @@ int Stage::mount_tree(const RunOptions& options, const std::string& mount) {
   std::vector<char*> arguments;
   for (std::string& word : words) arguments.push_back(word.data());
   arguments.push_back(nullptr);
+  // A process group of its own: a terminal's Ctrl-C must not leave half a mount behind.
+  posix_spawnattr_t attributes;
+  ::posix_spawnattr_init(&attributes);
+  ::posix_spawnattr_setflags(&attributes, POSIX_SPAWN_SETPGROUP);
   pid_t child = 0;
-  if (const int error = ::posix_spawn(&child, "/proc/self/exe", nullptr, nullptr, arguments.data(), environ); error != 0) {
+  const int error = ::posix_spawn(&child, "/proc/self/exe", nullptr, &attributes, arguments.data(), environ);
+  ::posix_spawnattr_destroy(&attributes);
+  if (error != 0) {
     return complain(error_of(error, "cannot start the mount"), ExitCode::kMountFailed);
   }
   int status = 0;
@@ -157,15 +192,18 @@ Status Stage::enter(const std::string& mount, const std::string& directory) {
 }
 
 // Runs it to its end; what it leaves running in the background ends with it.
-int run_command(const std::vector<std::string>& command, const std::string& mount) {
+int run_command(const std::vector<std::string>& command, const std::string& mount, Signals& signals) {
   std::array<int, 2> ends{};
   if (::pipe2(ends.data(), O_CLOEXEC) != 0) return complain(errno_error("pipe"));
   UniqueFd reader(ends[0]), writer(ends[1]);
   const std::string directory = std::filesystem::current_path().string();
   ::prctl(PR_SET_CHILD_SUBREAPER, 1);
+  signals.block();  // none gets lost between here and the command
   const pid_t child = ::fork();
   if (child < 0) return complain(errno_error("fork"));
   if (child == 0) {
+    signals.restore();
+    signals.unblock();
     int code = 0;
     if (const auto entered = Stage::enter(mount, directory); entered) {
       std::vector<char*> words;
@@ -181,11 +219,10 @@ int run_command(const std::vector<std::string>& command, const std::string& moun
     std::_Exit(kNotFound);
   }
   g_command = child;
-  struct sigaction action {};
-  action.sa_handler = pass_on;
-  for (const int signal : {SIGTERM, SIGHUP, SIGUSR1, SIGUSR2}) ::sigaction(signal, &action, nullptr);
+  if (g_signal != 0) ::kill(child, g_signal);
   ::signal(SIGINT, SIG_IGN);
   ::signal(SIGQUIT, SIG_IGN);
+  signals.unblock();
   writer.reset();
   int failure = 0;
   ssize_t got = 0;
@@ -266,8 +303,11 @@ int run_run(const RunOptions& options) {
   if (attest(run, options.format).empty() && options.format != "text") {
     return complain({EINVAL, "unknown format '" + options.format + "': in-toto, slsa, spdx or text"});
   }
+  Signals signals;
   Stage stage;
-  if (const int code = stage.make(options); code != 0) return code;
+  const int made = stage.make(options);
+  if (g_signal != 0) return kSignalled + g_signal;
+  if (made != 0) return made;
   run.version = kVersion;
   run.command = options.command;
   run.directory = std::filesystem::current_path().string();
@@ -275,7 +315,7 @@ int run_run(const RunOptions& options) {
   ::gethostname(host.data(), host.size() - 1);
   run.host = host.data();
   run.started = std::time(nullptr);
-  run.exit_code = run_command(options.command, stage.mount());
+  run.exit_code = run_command(options.command, stage.mount(), signals);
   run.finished = std::time(nullptr);
 
   VerifyOptions verify;

@@ -318,7 +318,8 @@ constexpr char kReady = 0;
   bool told = false;
   const auto ready = [&] {
     told = true;
-    (void)!::write(pipe.get(), &kReady, 1);
+    // Who called us is gone (Ctrl-C): nobody wants the mount any more.
+    if (::write(pipe.get(), &kReady, 1) != 1) ::kill(::getpid(), SIGTERM);
     pipe.reset();
     const UniqueFd null(::open("/dev/null", O_RDWR | O_CLOEXEC));
     for (int fd = 0; fd < 3; ++fd) ::dup2(null.get(), fd);

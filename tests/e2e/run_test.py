@@ -124,6 +124,17 @@ class Run(unittest.TestCase):
         self.assertLess(min(times), 0.2, times)
         self.assertEqual(set(), set(os.listdir('/run/imafs-0')) - locks)
 
+    def test_a_signal_at_any_moment_leaves_nothing(self):
+        for number in (signal.SIGINT, signal.SIGTERM):
+            for wait in range(2, 62, 5):
+                run = subprocess.Popen([IMAFS, 'run', '--', 'sleep', '100'], cwd=self.work, start_new_session=True)
+                time.sleep(wait / 1000)
+                os.killpg(run.pid, number)
+                self.assertIn(run.wait(20), (-number, 128 + number))
+                self.assertEqual([], os.listdir('/var/lib/imafs/run'), wait)
+        found = subprocess.run(['pgrep', '-af', '/var/lib/imafs/run/'], stdout=subprocess.PIPE, text=True).stdout
+        self.assertEqual('', found)
+
     def test_what_is_left_in_the_background_ends_too(self):
         before = time.monotonic()
         imafs_run('--', 'sh', '-c', 'sleep 100 & sleep 100 &', cwd=self.work, check=0)
