@@ -268,6 +268,8 @@ StatusReport Mount::report() const {
     }
   }
   report.tpm.health = log_->tpm_health();
+  report.counters = {{"imafs_tpm_extends_total", "TPM2_PCR_Extend commands.", report.tpm.health.extends},
+                     {"imafs_tpm_extend_microseconds_total", "Time these took.", report.tpm.health.extend_ns / 1000}};
   report.entries = log_->count();
   report.violations = log_->violations();
   report.log_start = log_->start().message;
@@ -276,12 +278,13 @@ StatusReport Mount::report() const {
   if (health.files.leases_unsupported) report.degraded.push_back({"no-leases", "writers beside the mount are seen by their traces only"});
   if (health.files.passthrough_unsupported) report.degraded.push_back({"no-passthrough", "some files are read and written through the daemon"});
   if (!tree_->is_private()) report.degraded.push_back({"shared-view", "mounts made later in the backing tree show in the mount"});
-  report.counters = {{"imafs_known_inodes", "Inodes the kernel knows.", health.known_inodes},
+  report.counters.insert(report.counters.end(), {
+                     {"imafs_known_inodes", "Inodes the kernel knows.", health.known_inodes},
                      {"imafs_open_files", "Open handles of regular files.", health.files.open},
                      {"imafs_watched_files", "Files a lease watches.", health.files.leased},
                      {"imafs_measured_total", "Measurements handed to the log.", health.files.measured},
                      {"imafs_cache_hits_total", "Opens of files that were measured already.", health.files.cache_hits},
-                     {"imafs_hashed_bytes_total", "Bytes hashed.", health.files.hashed_bytes}};
+                     {"imafs_hashed_bytes_total", "Bytes hashed.", health.files.hashed_bytes}});
   return report;
 }
 

@@ -194,7 +194,7 @@ class Completion(unittest.TestCase):
 class Top(unittest.TestCase):
     def test_it_shows_what_happens_and_ends_with_q_or_the_mount(self):
         with Mount() as mount:
-            for ending in ('q', 'umount'):
+            for ending in ('q', '\x03 ', 'umount'):
                 pid, terminal = pty.fork()
                 if pid == 0:
                     os.environ.update(TERM='xterm', LINES='30', COLUMNS='120', LANG='C.UTF-8')
@@ -209,10 +209,12 @@ class Top(unittest.TestCase):
                             seen += os.read(terminal, 65536)
                     self.assertIn(text, seen)
                 wait_for(b'replays to the PCR')
+                wait_for(b'sha256:10 ')
                 fill(mount, 1, first=len(ending))
                 wait_for(b'/f%d' % len(ending))
-                if ending == 'q':
-                    os.write(terminal, b'q')
+                wait_for(b'an extend')
+                if ending != 'umount':
+                    os.write(terminal, ending.encode())
                 else:
                     mount.stop()
                 until = time.monotonic() + 10
