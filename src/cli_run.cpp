@@ -272,6 +272,16 @@ bool is_there(const std::string& mount, const std::string& logged_name) {
   return static_cast<bool>(error);  // a directory with a blank in its name: not looked for
 }
 
+// Asked before the command runs: who waited an hour for a build should not learn then that the attestation has no place.
+Status can_write(const std::string& path) {
+  if (path.empty() || path == "-") return {};
+  struct stat attr {};
+  const bool is_directory = ::stat(path.c_str(), &attr) == 0 && S_ISDIR(attr.st_mode);
+  const std::filesystem::path parent = std::filesystem::path(path).parent_path();
+  if (!is_directory && ::access(parent.empty() ? "." : parent.c_str(), W_OK | X_OK) == 0) return {};
+  return fail(error_of(is_directory ? EISDIR : errno, "cannot write '" + path + "'"));
+}
+
 Status collect(const RunOptions& options, const Stage& stage, RunRecord& run) {
   const auto journal = read_journal(stage.state() + "/journal");
   if (!journal) return fail(journal.error());
@@ -303,6 +313,7 @@ int run_run(const RunOptions& options) {
   if (attest(run, options.format).empty() && options.format != "text") {
     return complain({EINVAL, "unknown format '" + options.format + "': in-toto, slsa, spdx or text"});
   }
+  if (auto writable = can_write(options.attestation); !writable) return complain(writable.error());
   Signals signals;
   Stage stage;
   const int made = stage.make(options);

@@ -95,6 +95,12 @@ class Run(unittest.TestCase):
             self.assertRegex(done.stderr, r'^imafs: .*\n$')
         self.assertEqual(before, set(os.listdir('/var/lib/imafs/run')))
 
+    def test_an_attestation_without_a_place_is_said_before_the_command_runs(self):
+        for place in ('/no/such/file', self.work, 'Makefile/x'):
+            done = imafs_run('--attest', place, '--', 'touch', 'ran', cwd=self.work, check=2)
+            self.assertRegex(done.stderr, r"^imafs: cannot write '.*\n$")
+            self.assertFalse(os.path.exists(self.work + '/ran'))
+
     def test_a_signal_ends_the_command_and_leaves_nothing(self):
         for number, status in ((signal.SIGTERM, 143), (signal.SIGHUP, 129)):
             run = subprocess.Popen([IMAFS, 'run', '--', 'sh', '-c', 'echo up; exec sleep 100'], cwd=self.work, stdout=subprocess.PIPE, text=True)
