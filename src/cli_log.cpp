@@ -174,6 +174,7 @@ ExitCode run_log_export(const LogExportOptions& options) {
   if (::stat(options.target.c_str(), &attr) != 0) return complain(errno_error("'" + options.target + "'"));
   JournalRead log;
   std::uint64_t next = 0;
+  ino_t journal = 0;
   const auto put = [&](std::uint64_t limit) {
     for (; next < limit && next < log.entries.size(); ++next) {
       const std::uint64_t index = log.trimmed + next;
@@ -191,7 +192,18 @@ ExitCode run_log_export(const LogExportOptions& options) {
       const auto place = find_journal(options.target);
       if (!place) return complain(place.error());
       if (options.follow && !place->is_mount) return complain({EINVAL, "only the log of a mount can be followed"});
+      // Trimming puts another journal there: go on where we are. So does a reset of the TPM, but that one begins at 0.
+      if (::stat(place->directory.c_str(), &attr) != 0 && options.follow) {
+        wait_for_growth(options.target);  // between the two
+        continue;
+      }
+      const ino_t now = attr.st_ino;
+      const bool is_another = journal != 0 && now != journal;
+      const std::uint64_t shown = log.trimmed + next;
+      if (is_another) log = JournalRead{};
       if (auto read = read_on(place->directory, log); !read) return complain(read.error());
+      if (is_another) next = log.trimmed > 0 && log.trimmed <= shown ? shown - log.trimmed : 0;
+      journal = now;
       put(place->limit);
       if (!options.follow) break;
       if (std::fflush(stdout) != 0) return ExitCode::kOk;  // who read it has gone

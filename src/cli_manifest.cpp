@@ -99,14 +99,15 @@ ExitCode run_manifest(const ManifestOptions& options) {
       return complain({EINVAL, "the exclude '" + text + "' is no regular expression"});
     }
   }
-  if (struct stat attr {}; !options.output.empty() && ::stat(options.output.c_str(), &attr) == 0 && S_ISDIR(attr.st_mode)) {
-    return complain(error_of(EISDIR, "cannot write '" + options.output + "'"));
-  }
+  struct stat attr {};
+  const bool exists = !options.output.empty() && ::stat(options.output.c_str(), &attr) == 0;
+  if (exists && S_ISDIR(attr.st_mode)) return complain(error_of(EISDIR, "cannot write '" + options.output + "'"));
   std::size_t unread = 0;
   const auto found = files_below(options.directory, options.one_file_system, unread);
   if (!found) return complain(found.error());
 
-  const std::string partial = options.output.empty() ? "" : options.output + ".partial";
+  const bool resumes = !options.output.empty() && (!exists || S_ISREG(attr.st_mode));
+  const std::string partial = resumes ? options.output + ".partial" : "";
   const auto done = partial.empty() ? std::map<std::string, std::string>() : read_partial(partial);
   UniqueFd partial_fd;
   if (!partial.empty()) {

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+import stat
 import subprocess
 import sys
 import unittest
@@ -204,6 +205,21 @@ class Manifests(unittest.TestCase):
             done = subprocess.run(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
             self.assertEqual((2, 1), (done.returncode, len(done.stdout.splitlines())))
             self.assertRegex(done.stderr, r"f1': Permission denied\nimafs: 1 file could not be read and is not in the manifest\n$")
+
+    def test_an_output_that_is_no_file_is_written_to_and_not_replaced(self):
+        with Mount() as mount:
+            fill(mount, 1)
+            device, link = mount.work + '/full', mount.work + '/link'
+            os.mknod(device, 0o666 | stat.S_IFCHR, os.makedev(1, 7))
+            open(mount.work + '/sums', 'w').close()
+            os.symlink('sums', link)
+            self.assertIn('No space left', tool('manifest', mount.backing, '-o', device, check=2))
+            self.assertIn('No space left', tool('report', mount.path, '-o', device, check=2))
+            self.assertTrue(stat.S_ISCHR(os.stat(device).st_mode))
+            self.assertFalse(os.path.exists(device + '.partial'))
+            tool('manifest', mount.backing, '-o', link)
+            self.assertTrue(os.path.islink(link) and os.path.getsize(mount.work + '/sums') > 0)
+            self.assertEqual(tool('manifest', mount.backing), tool('manifest', mount.backing, '-o', '/dev/stdout'))
 
     def test_an_interrupted_one_goes_on(self):
         with Mount() as mount:

@@ -81,6 +81,28 @@ class Exports(unittest.TestCase):
                 file.write(b'measure func=\x1b[2J\n')
             self.assertNotIn('\x1b', tool('policy', 'check', mount.work + '/policy', check=1))
 
+    def test_a_log_that_is_followed_goes_on_over_a_trim(self):
+        with Mount() as mount, tempfile.TemporaryFile('w+') as out:
+            fill(mount, 2)
+            following = subprocess.Popen([IMAFS, 'log', mount.path, '--follow', '--format', 'csv'], stdout=out)
+            self.addCleanup(following.wait)
+            self.addCleanup(following.kill)
+
+            def indices():
+                out.seek(0)
+                return [row['index'] for row in csv.DictReader(out)]
+            wanted = [str(i) for i in range(5)]
+            for first in (2, 3):
+                until = time.monotonic() + 20
+                while indices() != wanted and time.monotonic() < until:
+                    time.sleep(0.05)
+                self.assertEqual(wanted, indices())
+                tool('log', 'trim', mount.path, '--keep', '1')
+                fill(mount, 1, first=first)
+                wanted.append(str(len(wanted)))
+            following.kill()
+            following.wait()
+
     def test_following_shows_entries_as_they_come(self):
         with Mount() as mount:
             follower = subprocess.Popen([IMAFS, 'log', mount.path, '--follow', '--format', 'ndjson', '--path', '/f*'],
