@@ -17,6 +17,7 @@
 #include <cstdio>
 #include <ctime>
 #include <filesystem>
+#include <optional>
 #include <sstream>
 #include <thread>
 
@@ -257,19 +258,32 @@ void sort_once(std::vector<T>& items) {
   items.erase(std::unique(items.begin(), items.end()), items.end());
 }
 
-// Whether a file is (still) there by its logged name, in which blanks are '_'.
-bool is_there(const std::string& mount, const std::string& logged_name) {
-  if (logged_name.starts_with("//") || ::access((mount + logged_name).c_str(), F_OK) == 0) return true;
+// The path of a file that is (still) there, by its logged name, in which blanks are '_'. Empty: it may be there.
+std::optional<std::string> path_of(const std::string& mount, const std::string& logged_name) {
+  if (logged_name.starts_with("//")) return "";
+  if (::access((mount + logged_name).c_str(), F_OK) == 0) return mount + logged_name;
   const std::size_t slash = logged_name.rfind('/');
   const std::string last = logged_name.substr(slash + 1);
-  if (last.find('_') == std::string::npos) return false;
+  if (last.find('_') == std::string::npos) return std::nullopt;
   std::error_code error;
   for (const auto& entry : std::filesystem::directory_iterator(mount + logged_name.substr(0, slash), error)) {
     std::string name = entry.path().filename().string();
     std::replace(name.begin(), name.end(), ' ', '_');
-    if (name == last) return true;
+    if (name == last) return entry.path().string();
   }
-  return static_cast<bool>(error);  // a directory with a blank in its name: not looked for
+  if (error) return "";  // a directory with a blank in its name: not looked for
+  return std::nullopt;
+}
+
+// SHA-1 of a file that still has the bytes that were read.
+Bytes sha1_of(const std::string& path, const FileDigest& read) {
+  const UniqueFd fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
+  if (!fd) return {};
+  const auto same = hash_algorithm_named(read.algorithm);
+  const auto now = same ? hash_file(fd.get(), *same) : Result<Digest>(fail(EINVAL, ""));
+  if (!now || !std::equal(now->bytes().begin(), now->bytes().end(), read.digest.begin(), read.digest.end())) return {};
+  const auto sha1 = hash_file(fd.get(), HashAlgorithm::kSha1);
+  return sha1 ? Bytes(sha1->bytes().begin(), sha1->bytes().end()) : Bytes();
 }
 
 // Asked before the command runs: who waited an hour for a build should not learn then that the attestation has no place.
@@ -289,8 +303,12 @@ Status collect(const RunOptions& options, const Stage& stage, RunRecord& run) {
     EntryView view = view_of(entry.entry);
     if (!view.is_file()) continue;
     if (entry.entry.is_violation) run.violations.push_back(std::move(view.name));
-    else if (is_there(stage.mount(), view.name)) run.read.push_back({std::move(view.name), std::move(view.algorithm), std::move(view.digest)});
-    else run.gone.push_back({"", std::move(view.algorithm), std::move(view.digest)});
+    else if (const auto path = path_of(stage.mount(), view.name)) {
+      run.read.push_back({std::move(view.name), std::move(view.algorithm), std::move(view.digest), {}});
+      if (options.format == "spdx") run.read.back().sha1 = sha1_of(*path, run.read.back());
+    } else {
+      run.gone.push_back({"", std::move(view.algorithm), std::move(view.digest), {}});
+    }
   }
   sort_once(run.read);
   sort_once(run.gone);
@@ -300,7 +318,7 @@ Status collect(const RunOptions& options, const Stage& stage, RunRecord& run) {
     if (!fd) return fail(errno_error("subject '" + subject + "'"));
     const auto digest = hash_file(fd.get(), HashAlgorithm::kSha256);
     if (!digest) return fail(digest.error());
-    run.subjects.push_back({subject, "sha256", Bytes(digest->bytes().begin(), digest->bytes().end())});
+    run.subjects.push_back({subject, "sha256", Bytes(digest->bytes().begin(), digest->bytes().end()), {}});
   }
   if (auto policy = read_file(stage.mount() + "/.ima/policy", 64 << 20)) run.policy = std::move(*policy);
   return {};

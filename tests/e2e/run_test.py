@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
 """imafs run: exit statuses, the list of files against strace's, attestations, two runs alike, and what it costs."""
+import hashlib
 import json
 import os
 import re
@@ -214,6 +215,19 @@ class Run(unittest.TestCase):
         spdx = json.loads(self.attest(['true'], form='spdx'))
         self.assertEqual(('SPDX-2.3', 'CC0-1.0', 'SPDXRef-DOCUMENT'), (spdx['spdxVersion'], spdx['dataLicense'], spdx['SPDXID']))
         self.assertEqual(len(spdx['files']), len({file['SPDXID'] for file in spdx['files']}))
+        # The rules of SPDX's own validator: a SHA1 for each file, names that begin with "./", known algorithms.
+        for file in spdx['files']:
+            self.assertRegex(file['fileName'], r'^\./')
+            self.assertEqual(['SHA1', 'SHA256'], [one['algorithm'] for one in file['checksums']])
+            with open(file['fileName'][1:], 'rb') as content:
+                data = content.read()
+            self.assertEqual([hashlib.sha1(data).hexdigest(), hashlib.sha256(data).hexdigest()], [one['checksumValue'] for one in file['checksums']])
+        states = json.loads(self.attest(['sh', '-c', 'echo one > s; cat s; sleep 0.1; echo two > s; cat s'], form='spdx'))
+        self.assertEqual([hashlib.sha1(b'two\n').hexdigest()],
+                         [file['checksums'][0]['checksumValue'] for file in states['files'] if file['fileName'].endswith('/s')])
+        self.assertIn('an earlier state: sha256:' + hashlib.sha256(b'one\n').hexdigest() + f' {self.work}/s', states['comment'])
+        for text in (states['comment'], self.attest(['true'], form='text')):
+            self.assertIn('network', text)
 
     def test_it_costs_far_less_than_strace(self):
         build = ['sh', '-c', 'for i in 1 2 3 4 5 6; do make -s clean; make -s; done']
