@@ -313,7 +313,8 @@ tl::expected<void, Failure> serve_mount(CheckedConfig checked, const std::functi
   return result;
 }
 
-// The pipe from the process that mounts to the one that was called: one byte of status, then a sentence.
+// From the process that mounts to the one that was called: one byte of status, then a sentence. Ready is answered by a byte:
+// without it the caller is gone (Ctrl-C), and nobody wants the mount any more.
 constexpr char kReady = 0;
 
 [[noreturn]] void serve_in_background(CheckedConfig checked, UniqueFd pipe) {
@@ -321,8 +322,8 @@ constexpr char kReady = 0;
   bool told = false;
   const auto ready = [&] {
     told = true;
-    // Who called us is gone (Ctrl-C): nobody wants the mount any more.
-    if (::write(pipe.get(), &kReady, 1) != 1) ::kill(::getpid(), SIGTERM);
+    char answer = 0;
+    if (::send(pipe.get(), &kReady, 1, MSG_NOSIGNAL) != 1 || ::read(pipe.get(), &answer, 1) != 1) ::kill(::getpid(), SIGTERM);
     pipe.reset();
     const UniqueFd null(::open("/dev/null", O_RDWR | O_CLOEXEC));
     for (int fd = 0; fd < 3; ++fd) ::dup2(null.get(), fd);
@@ -344,7 +345,13 @@ ExitCode wait_for_background(UniqueFd pipe, pid_t child) {
     if (got < 0 && errno == EINTR) continue;
     if (got <= 0) break;
     text.append(part.data(), static_cast<std::size_t>(got));
-    if (text[0] == kReady) return ExitCode::kOk;
+    if (text[0] == kReady) {
+      sigset_t all;
+      ::sigfillset(&all);
+      ::sigprocmask(SIG_BLOCK, &all, nullptr);  // from here on it stands, and we say so
+      (void)::send(pipe.get(), &kReady, 1, MSG_NOSIGNAL);
+      return ExitCode::kOk;
+    }
   }
   int status = 0;
   ::waitpid(child, &status, 0);
@@ -363,7 +370,7 @@ ExitCode run_mount(MountConfig config) {
     return result ? ExitCode::kOk : tell(result.error());
   }
   std::array<int, 2> ends{};
-  if (::pipe2(ends.data(), O_CLOEXEC) != 0) return tell({ExitCode::kMountFailed, errno_error("pipe").what});
+  if (::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends.data()) != 0) return tell({ExitCode::kMountFailed, errno_error("socketpair").what});
   UniqueFd reader(ends[0]), writer(ends[1]);
   const pid_t child = ::fork();
   if (child < 0) return tell({ExitCode::kMountFailed, errno_error("fork").what});
