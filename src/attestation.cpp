@@ -47,12 +47,14 @@ Json statement(const RunRecord& run, const char* predicate_type, Json predicate)
           {"predicate", std::move(predicate)}};
 }
 
+constexpr std::array kNotCovered{"network", "environment variables", "the clock", "/proc, /sys, /dev and the private /tmp", "standard input"};
+
 Json coverage(const RunRecord& run) {
   Json gone = Json::array();
   for (const FileDigest& file : run.gone) gone.push_back(file.algorithm + ":" + to_hex(file.digest));
   return {{"policy", run.policy},
           {"covers", "every file below the root that was opened for reading or run, with the digest of the bytes that were read"},
-          {"notCovered", {"network", "environment variables", "the clock", "/proc, /sys, /dev and the private /tmp", "standard input"}},
+          {"notCovered", kNotCovered},
           {"goneAtTheEnd", std::move(gone)},
           {"changedWhileRead", run.violations}};
 }
@@ -84,11 +86,21 @@ Json provenance(const RunRecord& run) {
 Json spdx(const RunRecord& run) {
   Json files = Json::array();
   Json relationships = Json::array();
+  std::string comment = "Every file below the root that was opened for reading or run. Not covered:";
+  for (const char* what : kNotCovered) comment += std::string(" ") + what + ";";
+  for (const FileDigest& file : run.gone) comment += "\ngone at the end: " + file.algorithm + ":" + to_hex(file.digest);
+  for (const std::string& name : run.violations) comment += "\nchanged while it was read: " + name;
   for (std::size_t i = 0; i < run.read.size(); ++i) {
+    // A file needs a SHA1 to be one in SPDX; of a state that was overwritten there is none any more.
+    if (run.read[i].sha1.empty()) {
+      comment += "\nan earlier state: " + run.read[i].algorithm + ":" + to_hex(run.read[i].digest) + " " + run.read[i].name;
+      continue;
+    }
     const std::string id = "SPDXRef-File-" + std::to_string(i + 1);
     files.push_back({{"SPDXID", id},
                      {"fileName", "." + run.read[i].name},
-                     {"checksums", Json::array({{{"algorithm", "SHA256"}, {"checksumValue", to_hex(run.read[i].digest)}}})},
+                     {"checksums", Json::array({{{"algorithm", "SHA1"}, {"checksumValue", to_hex(run.read[i].sha1)}},
+                                                {{"algorithm", "SHA256"}, {"checksumValue", to_hex(run.read[i].digest)}}})},
                      {"licenseConcluded", "NOASSERTION"},
                      {"copyrightText", "NOASSERTION"}});
     relationships.push_back({{"spdxElementId", "SPDXRef-DOCUMENT"}, {"relationshipType", "DESCRIBES"}, {"relatedSpdxElement", id}});
@@ -98,6 +110,7 @@ Json spdx(const RunRecord& run) {
           {"SPDXID", "SPDXRef-DOCUMENT"},
           {"name", "files read by " + (run.command.empty() ? std::string("nothing") : run.command[0])},
           {"documentNamespace", "urn:imafs:spdx:" + sha256_of(lines_of(run))},
+          {"comment", std::move(comment)},
           {"creationInfo", {{"created", time_text(run.finished)}, {"creators", Json::array({"Tool: imafs-" + run.version})}}},
           {"files", std::move(files)},
           {"relationships", std::move(relationships)}};
@@ -108,6 +121,8 @@ Json spdx(const RunRecord& run) {
 std::string attest(const RunRecord& run, const std::string& format) {
   if (format == "text") {
     std::string text = lines_of(run);
+    for (const char* what : kNotCovered) text += std::string("# not covered: ") + what + "\n";
+    for (const FileDigest& file : run.gone) text += "# gone at the end: " + to_hex(file.digest) + "\n";
     for (const std::string& name : run.violations) text += "# changed while it was read: " + name + "\n";
     return text;
   }

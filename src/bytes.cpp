@@ -73,6 +73,15 @@ std::optional<Bytes> from_hex(std::string_view text) {
   return out;
 }
 
+std::string printable(std::string_view text, std::string_view kept) {
+  std::string out(text);
+  for (char& c : out) {
+    const auto byte = static_cast<unsigned char>(c);
+    if ((byte < 0x20 || byte == 0x7f) && kept.find(c) == std::string_view::npos) c = '?';
+  }
+  return out;
+}
+
 std::string to_base64(ByteView bytes) {
   std::string text((bytes.size() + 2) / 3 * 4 + 1, '\0');
   const int size = ::EVP_EncodeBlock(reinterpret_cast<unsigned char*>(text.data()), bytes.data(), static_cast<int>(bytes.size()));

@@ -76,7 +76,7 @@ void add_mount_options(CLI::App& app, MountConfig& config, std::vector<std::stri
   app.add_flag("--one-file-system", config.one_file_system, "do not cross mounts of the backing tree");
   app.add_flag("--new-log", config.new_log, "archive a journal that does not fit the TPM, and start anew");
   app.add_flag("--no-dedupe", config.no_dedupe, "log also what the log has already");
-  app.add_option("--timeout", config.timeout_seconds, "seconds the kernel may believe names and attributes")->capture_default_str();
+  app.add_option("--timeout", config.timeout_seconds, "seconds the kernel may believe names and attributes")->capture_default_str()->check(CLI::NonNegativeNumber);
   app.add_flag("--io-uring", config.io_uring, "speak FUSE over io_uring where the kernel has it enabled");
   app.add_flag("--no-passthrough", config.no_passthrough, "serve all data through the daemon");
   app.add_flag("--no-watch", config.no_watch, "do not ask the kernel to tell of changes beside the mount: names and attributes age by --timeout");
@@ -86,6 +86,9 @@ void add_mount_options(CLI::App& app, MountConfig& config, std::vector<std::stri
   app.add_option("--log-level", config.log_level, "trace, debug, info, warning, error, critical, off")->capture_default_str();
   app.add_option("--log-file", config.log_file, "messages go here instead of to syslog");
 }
+
+// The library takes "-5" for a very large number.
+std::string not_negative(const std::string& word) { return word.starts_with('-') ? "a number is wanted, not '" + word + "'" : ""; }
 
 ExitCode complain(const std::string& problem) {
   std::fprintf(stderr, "imafs: %s (imafs --help lists the options)\n", problem.c_str());
@@ -166,7 +169,7 @@ ExitCode run_command_line(int argc, char** argv) {
   TopOptions top;
   auto* const top_command = app.add_subcommand("top", "a mount as it works, on a terminal; q ends it");
   top_command->add_option("MOUNTPOINT", top.mountpoint, "the mount")->required();
-  top_command->add_option("--interval", top.seconds, "seconds between two looks")->capture_default_str();
+  top_command->add_option("--interval", top.seconds, "seconds between two looks")->capture_default_str()->check(CLI::PositiveNumber);
   RunOptions run;
   auto* const run_command = app.add_subcommand("run", "run a command on a measured view of the tree, and say what it read");
   run_command->add_option("--root", run.root, "the tree")->capture_default_str();
@@ -187,12 +190,12 @@ ExitCode run_command_line(int argc, char** argv) {
   log->add_option("--uid", log_export.uid, "only entries of this user");
   log->add_option("--comm", log_export.comm, "only entries of programs of this name");
   log->add_flag("--violations", log_export.violations, "only violations");
-  log->add_option("--from", log_export.from, "the first entry to show");
+  log->add_option("--from", log_export.from, "the first entry to show")->check(not_negative);
   log->add_flag("--follow", log_export.follow, "go on as the log grows");
   LogTrimOptions log_trim;
   auto* const trim = log->add_subcommand("trim", "verify, then move old entries to the archive");
   trim->add_option("MOUNTPOINT", log_trim.mountpoint, "the mount")->required();
-  trim->add_option("--keep", log_trim.keep, "how many of the newest entries stay")->capture_default_str();
+  trim->add_option("--keep", log_trim.keep, "how many of the newest entries stay")->capture_default_str()->check(not_negative);
 
   auto* const policy = app.add_subcommand("policy", "check, show, load and explain policies");
   policy->require_subcommand(1);

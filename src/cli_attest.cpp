@@ -25,6 +25,7 @@ using Json = nlohmann::ordered_json;
 constexpr std::size_t kMaxLog = std::size_t{4} << 30;
 constexpr std::size_t kMaxSmall = 1 << 20;
 constexpr std::size_t kShownFiles = 20;
+constexpr std::size_t kMaxNonce = 64;  // TPM2B_DATA
 
 ExitCode complain(const Error& error, ExitCode code = ExitCode::kUsage) {
   std::fprintf(stderr, "imafs: %s\n", error.what.c_str());
@@ -102,10 +103,15 @@ Result<Evidence> read_evidence(const VerifyQuoteOptions& options) {
   auto values = parse_pcr_values(pcrs, directory + "pcrs");
   if (!values) return fail(values.error());
   evidence.pcrs = std::move(*values);
+  if (!options.ak.empty() && !is_public_key(evidence.ak_pem)) return fail(EINVAL, "'" + options.ak + "' is no public key in PEM");
   const Json json = Json::parse(about, nullptr, false);
   if (!json.is_object()) return fail(EINVAL, "'" + directory + "about.json' is no JSON object");
-  evidence.pcr = json.value("pcr", 10U);
-  auto base = parse_pcr_values(json.value("base", ""), directory + "about.json");
+  const Json pcr = json.value("pcr", Json(10U)), start = json.value("base", Json(""));
+  if (!pcr.is_number_unsigned() || pcr.get<std::uint64_t>() >= 24 || !start.is_string()) {
+    return fail(EINVAL, "'" + directory + "about.json' names no PCR, or no values it had before");
+  }
+  evidence.pcr = pcr.get<std::uint32_t>();
+  auto base = parse_pcr_values(start.get<std::string>(), directory + "about.json");
   if (!base) return fail(base.error());
   evidence.base = std::move(*base);
   return evidence;
@@ -151,6 +157,7 @@ Check check_files(const std::vector<DecodedRecord>& log, const Manifest& manifes
 ExitCode run_quote(const QuoteOptions& options) {
   const auto nonce = from_hex(options.nonce);
   if (!nonce || nonce->empty()) return complain({EINVAL, "--nonce takes an even number of hexadecimal digits"});
+  if (nonce->size() > kMaxNonce) return complain({EINVAL, "a nonce has at most " + std::to_string(kMaxNonce) + " bytes"});
   const auto bank = hash_algorithm_named(options.bank);
   if (!bank || !tpm_algorithm_of(*bank) || !can_compute(*bank)) return complain({EINVAL, "'" + options.bank + "' is no bank of a TPM"});
   const auto info = read_mount_info(options.mountpoint);
@@ -206,9 +213,9 @@ ExitCode run_verify_quote(const VerifyQuoteOptions& options) {
     manifest = std::move(*parsed);
   }
   std::optional<Bytes> nonce;
-  if (!options.nonce.empty()) {
-    nonce = from_hex(options.nonce);
-    if (!nonce) return complain({EINVAL, "--nonce takes an even number of hexadecimal digits"});
+  if (options.nonce) {
+    nonce = from_hex(*options.nonce);
+    if (!nonce || nonce->empty()) return complain({EINVAL, "--nonce takes an even number of hexadecimal digits"});
   }
 
   std::vector<Check> checks;

@@ -89,10 +89,16 @@ std::string csv_field(const std::string& text) {
   return quoted + '"';
 }
 
+// What a log's own bytes do not say (who opened, and when) is left empty.
+std::string origin_fields(const EntryOrigin& origin) {
+  if (origin.time_ns == 0) return ",,,,";
+  return time_text(origin.time_ns) + ',' + std::to_string(origin.pid) + ',' + std::to_string(origin.uid) + ',' + csv_field(origin.comm) + ',' +
+         std::to_string(origin.size);
+}
+
 std::string to_csv(const JournalEntryRead& entry, std::uint64_t index) {
   const EntryView view = view_of(entry.entry);
-  return std::to_string(index) + ',' + time_text(entry.origin.time_ns) + ',' + std::to_string(entry.origin.pid) + ',' +
-         std::to_string(entry.origin.uid) + ',' + csv_field(entry.origin.comm) + ',' + std::to_string(entry.origin.size) + ',' + std::to_string(entry.entry.pcr) + ',' +
+  return std::to_string(index) + ',' + origin_fields(entry.origin) + ',' + std::to_string(entry.entry.pcr) + ',' +
          csv_field(entry.entry.template_name) + ',' + (entry.entry.is_violation ? "1" : "0") + ',' + digest_text(view) + ',' +
          csv_field(view.name) + '\n';
 }
@@ -100,8 +106,12 @@ std::string to_csv(const JournalEntryRead& entry, std::uint64_t index) {
 std::string to_line(const JournalEntryRead& entry, std::uint64_t index) {
   const EntryView view = view_of(entry.entry);
   std::array<char, 160> head{};
-  std::snprintf(head.data(), head.size(), "%6llu %s %7u %5u %-15s ", static_cast<unsigned long long>(index),
-                time_text(entry.origin.time_ns).c_str(), entry.origin.pid, entry.origin.uid, entry.origin.comm.c_str());
+  if (entry.origin.time_ns == 0) {
+    std::snprintf(head.data(), head.size(), "%6llu ", static_cast<unsigned long long>(index));
+  } else {
+    std::snprintf(head.data(), head.size(), "%6llu %s %7u %5u %-15s ", static_cast<unsigned long long>(index),
+                  time_text(entry.origin.time_ns).c_str(), entry.origin.pid, entry.origin.uid, printable(entry.origin.comm).c_str());
+  }
   return head.data() + (entry.entry.is_violation ? std::string("VIOLATION") : digest_text(view)) + ' ' + view.name + '\n';
 }
 
@@ -164,6 +174,7 @@ ExitCode run_log_export(const LogExportOptions& options) {
   if (::stat(options.target.c_str(), &attr) != 0) return complain(errno_error("'" + options.target + "'"));
   JournalRead log;
   std::uint64_t next = 0;
+  ino_t journal = 0;
   const auto put = [&](std::uint64_t limit) {
     for (; next < limit && next < log.entries.size(); ++next) {
       const std::uint64_t index = log.trimmed + next;
@@ -181,7 +192,18 @@ ExitCode run_log_export(const LogExportOptions& options) {
       const auto place = find_journal(options.target);
       if (!place) return complain(place.error());
       if (options.follow && !place->is_mount) return complain({EINVAL, "only the log of a mount can be followed"});
+      // Trimming puts another journal there: go on where we are. So does a reset of the TPM, but that one begins at 0.
+      if (::stat(place->directory.c_str(), &attr) != 0 && options.follow) {
+        wait_for_growth(options.target);  // between the two
+        continue;
+      }
+      const ino_t now = attr.st_ino;
+      const bool is_another = journal != 0 && now != journal;
+      const std::uint64_t shown = log.trimmed + next;
+      if (is_another) log = JournalRead{};
       if (auto read = read_on(place->directory, log); !read) return complain(read.error());
+      if (is_another) next = log.trimmed > 0 && log.trimmed <= shown ? shown - log.trimmed : 0;
+      journal = now;
       put(place->limit);
       if (!options.follow) break;
       if (std::fflush(stdout) != 0) return ExitCode::kOk;  // who read it has gone

@@ -39,8 +39,10 @@ bool is_pseudo(const char* path) {
   return std::find(kinds.begin(), kinds.end(), static_cast<long>(fs.f_type)) != kinds.end();
 }
 
-// Regular files below `root`, as paths inside it, in order.
-Result<std::vector<std::string>> files_below(const std::string& root, bool one_file_system) {
+// Regular files below `root`, as paths inside it, in order; `unread` counts directories that cannot be read.
+Result<std::vector<std::string>> files_below(const std::string& root, bool one_file_system, std::size_t& unread) {
+  struct stat attr {};
+  if (::stat(root.c_str(), &attr) == 0 && !S_ISDIR(attr.st_mode)) return fail(error_of(ENOTDIR, "'" + root + "'"));
   std::string start = root;
   while (start.size() > 1 && start.ends_with('/')) start.pop_back();
   std::array<char*, 2> roots{start.data(), nullptr};
@@ -54,6 +56,7 @@ Result<std::vector<std::string>> files_below(const std::string& root, bool one_f
       status = fail(error_of(entry->fts_errno, "'" + std::string(entry->fts_path) + "'"));
       if (entry->fts_level == 0) break;
       std::fprintf(stderr, "imafs: warning: %s\n", status.error().what.c_str());
+      unread += entry->fts_errno == ENOENT ? 0 : 1;
       status = {};
       continue;
     }
@@ -96,10 +99,15 @@ ExitCode run_manifest(const ManifestOptions& options) {
       return complain({EINVAL, "the exclude '" + text + "' is no regular expression"});
     }
   }
-  const auto found = files_below(options.directory, options.one_file_system);
+  struct stat attr {};
+  const bool exists = !options.output.empty() && ::stat(options.output.c_str(), &attr) == 0;
+  if (exists && S_ISDIR(attr.st_mode)) return complain(error_of(EISDIR, "cannot write '" + options.output + "'"));
+  std::size_t unread = 0;
+  const auto found = files_below(options.directory, options.one_file_system, unread);
   if (!found) return complain(found.error());
 
-  const std::string partial = options.output.empty() ? "" : options.output + ".partial";
+  const bool resumes = !options.output.empty() && (!exists || S_ISREG(attr.st_mode));
+  const std::string partial = resumes ? options.output + ".partial" : "";
   const auto done = partial.empty() ? std::map<std::string, std::string>() : read_partial(partial);
   UniqueFd partial_fd;
   if (!partial.empty()) {
@@ -110,7 +118,7 @@ ExitCode run_manifest(const ManifestOptions& options) {
   while (root.size() > 1 && root.ends_with('/')) root.pop_back();
   if (root == "/") root.clear();
   std::vector<ManifestFile> files(found->size());
-  std::mutex mutex;  // failures, and the lines of the partial file
+  std::mutex mutex;  // failures, their count, and the lines of the partial file
   std::vector<std::string> failures;
   {
     Progress progress("files", found->size());
@@ -134,6 +142,7 @@ ExitCode run_manifest(const ManifestOptions& options) {
         }
         const std::lock_guard lock(mutex);
         if (!digest) failures.push_back(digest.error().what);
+        if (!digest && digest.error().code != ENOENT) ++unread;  // one that has gone meanwhile is no file any more
         if (digest && partial_fd) (void)write_all(partial_fd.get(), as_bytes(sum_line(file)));
       });
     }
@@ -151,11 +160,13 @@ ExitCode run_manifest(const ManifestOptions& options) {
   }
   if (options.output.empty()) {
     std::fwrite(text.data(), 1, text.size(), stdout);
-    return std::fflush(stdout) == 0 ? ExitCode::kOk : complain(errno_error("cannot write"));
+    if (std::fflush(stdout) != 0) return complain(errno_error("cannot write"));
+  } else {
+    if (auto written = write_file_atomically(options.output, text, 0644); !written) return complain(written.error());
+    ::unlink(partial.c_str());
   }
-  if (auto written = write_file_atomically(options.output, text, 0644); !written) return complain(written.error());
-  ::unlink(partial.c_str());
-  return ExitCode::kOk;
+  if (unread == 0) return ExitCode::kOk;
+  return complain({EACCES, std::to_string(unread) + (unread == 1 ? " file could not be read and is" : " files could not be read and are") + " not in the manifest"});
 }
 
 }  // namespace imafs

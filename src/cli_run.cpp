@@ -17,6 +17,7 @@
 #include <cstdio>
 #include <ctime>
 #include <filesystem>
+#include <optional>
 #include <sstream>
 #include <thread>
 
@@ -46,11 +47,40 @@ int complain(const Error& error, ExitCode code = ExitCode::kUsage) {
   return static_cast<int>(code);
 }
 
-// The signals that end us end the command first; what a terminal sends to all of us is the command's to judge.
-volatile sig_atomic_t g_command = 0;
+// The signals that end us end the command first; before there is one they are kept in mind, for what was begun has to be
+// taken down. What a terminal sends to all of us is the command's to judge.
+constexpr std::array kSignals{SIGINT, SIGQUIT, SIGTERM, SIGHUP, SIGUSR1, SIGUSR2};
+volatile sig_atomic_t g_command = 0, g_signal = 0;
 void pass_on(int signal) {
   if (g_command > 0) ::kill(static_cast<pid_t>(g_command), signal);
+  else g_signal = signal;
 }
+
+class Signals {
+ public:
+  Signals() {
+    struct sigaction action {};
+    action.sa_handler = pass_on;
+    for (std::size_t i = 0; i < kSignals.size(); ++i) {
+      ::sigaction(kSignals[i], nullptr, &before_[i]);
+      if (before_[i].sa_handler != SIG_IGN) ::sigaction(kSignals[i], &action, nullptr);
+    }
+  }
+  void block() {
+    sigset_t all;
+    ::sigfillset(&all);
+    ::sigprocmask(SIG_BLOCK, &all, &mask_);
+  }
+  void unblock() const { ::sigprocmask(SIG_SETMASK, &mask_, nullptr); }
+  // As they were when we were called: for the command.
+  void restore() const {
+    for (std::size_t i = 0; i < kSignals.size(); ++i) ::sigaction(kSignals[i], &before_[i], nullptr);
+  }
+
+ private:
+  std::array<struct sigaction, kSignals.size()> before_{};
+  sigset_t mask_{};
+};
 
 // A mount namespace of our own with the measured tree in it, and a directory for both.
 class Stage {
@@ -127,8 +157,14 @@ int Stage::mount_tree(const RunOptions& options, const std::string& mount) {
   std::vector<char*> arguments;
   for (std::string& word : words) arguments.push_back(word.data());
   arguments.push_back(nullptr);
+  // A process group of its own: a terminal's Ctrl-C must not leave half a mount behind.
+  posix_spawnattr_t attributes;
+  ::posix_spawnattr_init(&attributes);
+  ::posix_spawnattr_setflags(&attributes, POSIX_SPAWN_SETPGROUP);
   pid_t child = 0;
-  if (const int error = ::posix_spawn(&child, "/proc/self/exe", nullptr, nullptr, arguments.data(), environ); error != 0) {
+  const int error = ::posix_spawn(&child, "/proc/self/exe", nullptr, &attributes, arguments.data(), environ);
+  ::posix_spawnattr_destroy(&attributes);
+  if (error != 0) {
     return complain(error_of(error, "cannot start the mount"), ExitCode::kMountFailed);
   }
   int status = 0;
@@ -144,11 +180,7 @@ void Stage::bind(const char* path) {
 
 // The daemon has the lock on the state directory as long as it lives.
 void Stage::wait_for_daemon() const {
-  for (int i = 0; i < 300; ++i) {
-    const auto lock = LogLock::of_directory(state_, std::chrono::milliseconds(0));
-    if (lock || lock.error().code != EALREADY) return;
-    std::this_thread::sleep_for(std::chrono::milliseconds(10));
-  }
+  (void)LogLock::of_directory(state_, std::chrono::seconds(3));
 }
 
 Status Stage::enter(const std::string& mount, const std::string& directory) {
@@ -161,15 +193,18 @@ Status Stage::enter(const std::string& mount, const std::string& directory) {
 }
 
 // Runs it to its end; what it leaves running in the background ends with it.
-int run_command(const std::vector<std::string>& command, const std::string& mount) {
+int run_command(const std::vector<std::string>& command, const std::string& mount, Signals& signals) {
   std::array<int, 2> ends{};
   if (::pipe2(ends.data(), O_CLOEXEC) != 0) return complain(errno_error("pipe"));
   UniqueFd reader(ends[0]), writer(ends[1]);
   const std::string directory = std::filesystem::current_path().string();
   ::prctl(PR_SET_CHILD_SUBREAPER, 1);
+  signals.block();  // none gets lost between here and the command
   const pid_t child = ::fork();
   if (child < 0) return complain(errno_error("fork"));
   if (child == 0) {
+    signals.restore();
+    signals.unblock();
     int code = 0;
     if (const auto entered = Stage::enter(mount, directory); entered) {
       std::vector<char*> words;
@@ -185,11 +220,10 @@ int run_command(const std::vector<std::string>& command, const std::string& moun
     std::_Exit(kNotFound);
   }
   g_command = child;
-  struct sigaction action {};
-  action.sa_handler = pass_on;
-  for (const int signal : {SIGTERM, SIGHUP, SIGUSR1, SIGUSR2}) ::sigaction(signal, &action, nullptr);
+  if (g_signal != 0) ::kill(child, g_signal);
   ::signal(SIGINT, SIG_IGN);
   ::signal(SIGQUIT, SIG_IGN);
+  signals.unblock();
   writer.reset();
   int failure = 0;
   ssize_t got = 0;
@@ -224,19 +258,42 @@ void sort_once(std::vector<T>& items) {
   items.erase(std::unique(items.begin(), items.end()), items.end());
 }
 
-// Whether a file is (still) there by its logged name, in which blanks are '_'.
-bool is_there(const std::string& mount, const std::string& logged_name) {
-  if (logged_name.starts_with("//") || ::access((mount + logged_name).c_str(), F_OK) == 0) return true;
+// The path of a file that is (still) there, by its logged name, in which blanks are '_'. Empty: it may be there.
+std::optional<std::string> path_of(const std::string& mount, const std::string& logged_name) {
+  if (logged_name.starts_with("//")) return "";
+  if (::access((mount + logged_name).c_str(), F_OK) == 0) return mount + logged_name;
   const std::size_t slash = logged_name.rfind('/');
   const std::string last = logged_name.substr(slash + 1);
-  if (last.find('_') == std::string::npos) return false;
+  if (last.find('_') == std::string::npos) return std::nullopt;
   std::error_code error;
   for (const auto& entry : std::filesystem::directory_iterator(mount + logged_name.substr(0, slash), error)) {
     std::string name = entry.path().filename().string();
     std::replace(name.begin(), name.end(), ' ', '_');
-    if (name == last) return true;
+    if (name == last) return entry.path().string();
   }
-  return static_cast<bool>(error);  // a directory with a blank in its name: not looked for
+  if (error) return "";  // a directory with a blank in its name: not looked for
+  return std::nullopt;
+}
+
+// SHA-1 of a file that still has the bytes that were read.
+Bytes sha1_of(const std::string& path, const FileDigest& read) {
+  const UniqueFd fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
+  if (!fd) return {};
+  const auto same = hash_algorithm_named(read.algorithm);
+  const auto now = same ? hash_file(fd.get(), *same) : Result<Digest>(fail(EINVAL, ""));
+  if (!now || !std::equal(now->bytes().begin(), now->bytes().end(), read.digest.begin(), read.digest.end())) return {};
+  const auto sha1 = hash_file(fd.get(), HashAlgorithm::kSha1);
+  return sha1 ? Bytes(sha1->bytes().begin(), sha1->bytes().end()) : Bytes();
+}
+
+// Asked before the command runs: who waited an hour for a build should not learn then that the attestation has no place.
+Status can_write(const std::string& path) {
+  if (path.empty() || path == "-") return {};
+  struct stat attr {};
+  const bool is_directory = ::stat(path.c_str(), &attr) == 0 && S_ISDIR(attr.st_mode);
+  const std::filesystem::path parent = std::filesystem::path(path).parent_path();
+  if (!is_directory && ::access(parent.empty() ? "." : parent.c_str(), W_OK | X_OK) == 0) return {};
+  return fail(error_of(is_directory ? EISDIR : errno, "cannot write '" + path + "'"));
 }
 
 Status collect(const RunOptions& options, const Stage& stage, RunRecord& run) {
@@ -246,8 +303,12 @@ Status collect(const RunOptions& options, const Stage& stage, RunRecord& run) {
     EntryView view = view_of(entry.entry);
     if (!view.is_file()) continue;
     if (entry.entry.is_violation) run.violations.push_back(std::move(view.name));
-    else if (is_there(stage.mount(), view.name)) run.read.push_back({std::move(view.name), std::move(view.algorithm), std::move(view.digest)});
-    else run.gone.push_back({"", std::move(view.algorithm), std::move(view.digest)});
+    else if (const auto path = path_of(stage.mount(), view.name)) {
+      run.read.push_back({std::move(view.name), std::move(view.algorithm), std::move(view.digest), {}});
+      if (options.format == "spdx") run.read.back().sha1 = sha1_of(*path, run.read.back());
+    } else {
+      run.gone.push_back({"", std::move(view.algorithm), std::move(view.digest), {}});
+    }
   }
   sort_once(run.read);
   sort_once(run.gone);
@@ -257,7 +318,7 @@ Status collect(const RunOptions& options, const Stage& stage, RunRecord& run) {
     if (!fd) return fail(errno_error("subject '" + subject + "'"));
     const auto digest = hash_file(fd.get(), HashAlgorithm::kSha256);
     if (!digest) return fail(digest.error());
-    run.subjects.push_back({subject, "sha256", Bytes(digest->bytes().begin(), digest->bytes().end())});
+    run.subjects.push_back({subject, "sha256", Bytes(digest->bytes().begin(), digest->bytes().end()), {}});
   }
   if (auto policy = read_file(stage.mount() + "/.ima/policy", 64 << 20)) run.policy = std::move(*policy);
   return {};
@@ -270,8 +331,12 @@ int run_run(const RunOptions& options) {
   if (attest(run, options.format).empty() && options.format != "text") {
     return complain({EINVAL, "unknown format '" + options.format + "': in-toto, slsa, spdx or text"});
   }
+  if (auto writable = can_write(options.attestation); !writable) return complain(writable.error());
+  Signals signals;
   Stage stage;
-  if (const int code = stage.make(options); code != 0) return code;
+  const int made = stage.make(options);
+  if (g_signal != 0) return kSignalled + g_signal;
+  if (made != 0) return made;
   run.version = kVersion;
   run.command = options.command;
   run.directory = std::filesystem::current_path().string();
@@ -279,7 +344,7 @@ int run_run(const RunOptions& options) {
   ::gethostname(host.data(), host.size() - 1);
   run.host = host.data();
   run.started = std::time(nullptr);
-  run.exit_code = run_command(options.command, stage.mount());
+  run.exit_code = run_command(options.command, stage.mount(), signals);
   run.finished = std::time(nullptr);
 
   VerifyOptions verify;

@@ -2,6 +2,7 @@
 
 #define NCURSES_NOMACROS 1  // functions, in their namespace
 #include <curses.h>
+#include <signal.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -62,8 +63,10 @@ std::string printed(const char* format, double value) {
   return text;
 }
 
-// The PCRs against the log, in a word and a value.
-std::string verdict_of(const Json& tpm, bool& good) {
+volatile sig_atomic_t g_interrupted = 0;
+
+// The PCR that is shown, and whether all are what the log replays to.
+std::string pcr_of(const Json& tpm, bool& good) {
   const Json pcrs = tpm.value("pcrs", Json::object());
   good = true;
   std::string shown = "no PCR yet";
@@ -74,19 +77,22 @@ std::string verdict_of(const Json& tpm, bool& good) {
       if (bank == "sha256" || !equal) shown = bank + ":" + pcr + " " + (value["read"].is_string() ? value["read"].get<std::string>() : "?");
     }
   }
-  return (good ? "replays to the PCR  " : "DOES NOT REPLAY TO THE PCR  ") + shown;
+  return shown;
 }
 
 void draw(const TopOptions& options, const Look& before, const Look& now, const std::deque<std::string>& entries) {
   const double seconds = std::chrono::duration<double>(now.at - before.at).count();
   const Json tpm = now.status.value("tpm", Json::object());
   bool replays = true;
-  const std::string verdict = verdict_of(tpm, replays);
+  const std::string pcr = pcr_of(tpm, replays);
   const bool tpm_ok = tpm.value("ok", true) && !tpm.value("foreign_extend", false);
   int row = 0;
   put(row++, "imafs " + now.status.value("version", "") + "  " + options.mountpoint + "  shows " + now.status.value("backing", ""), A_BOLD);
-  put(row++, "TPM      " + tpm.value("description", "") + (tpm_ok ? "" : "  " + tpm.value("message", "")), tpm_ok ? A_NORMAL : A_REVERSE);
-  put(row++, "verdict  " + verdict, replays ? A_NORMAL : A_REVERSE);
+  const std::uint64_t extends = now.counter("imafs_tpm_extends_total") - before.counter("imafs_tpm_extends_total");
+  const double latency = static_cast<double>(now.counter("imafs_tpm_extend_microseconds_total") - before.counter("imafs_tpm_extend_microseconds_total"));
+  put(row++, "TPM      " + (extends == 0 ? std::string() : printed("%.2f ms an extend  ", latency / 1000 / static_cast<double>(extends))) + tpm.value("description", "") + (tpm_ok ? "" : "  " + tpm.value("message", "")), tpm_ok ? A_NORMAL : A_REVERSE);
+  put(row++, std::string("verdict  ") + (replays ? "the log replays to the PCR" : "THE LOG DOES NOT REPLAY TO THE PCR"), replays ? A_NORMAL : A_REVERSE);
+  put(row++, "PCR      " + pcr);
   put(row++, "entries  " + std::to_string(now.number("entries")) + printed("  %.1f/s", rate(before.number("entries"), now.number("entries"), seconds)) +
                  "   violations  " + std::to_string(now.number("violations")),
       now.number("violations") > before.number("violations") ? A_REVERSE : A_NORMAL);
@@ -114,6 +120,7 @@ ExitCode run_top(const TopOptions& options) {
   JournalRead journal;
   std::deque<std::string> entries;
   ::setlocale(LC_ALL, "");  // names are UTF-8
+  ::signal(SIGINT, [](int) { g_interrupted = 1; });  // or ncurses would end us as a failure
   SCREEN* const screen = ::newterm(nullptr, stdout, stdin);
   if (!screen) {
     std::fprintf(stderr, "imafs: this terminal is not known\n");
@@ -124,7 +131,7 @@ ExitCode run_top(const TopOptions& options) {
   ::curs_set(0);
   ::timeout(static_cast<int>(std::max(0.1, options.seconds) * 1000));
   Result<Look> now = before;
-  for (int key = 0; key != 'q' && now; key = ::getch()) {
+  for (int key = 0; key != 'q' && now && g_interrupted == 0; key = ::getch()) {
     if (read_on(journal_directory, journal)) {
       for (const JournalEntryRead& entry : journal.entries) {
         entries.push_back((entry.entry.is_violation ? "VIOLATION " : "          ") + entry.origin.comm + "[" + std::to_string(entry.origin.pid) + "] " +

@@ -70,7 +70,7 @@ Result<Material> material_of_log(const VerifyOptions& options) {
   Material material;
   const auto bytes = read_file(options.target, kMaxLog);
   if (!bytes) return fail(bytes.error());
-  if (auto decoded = decode(*bytes, material); !decoded) return fail(decoded.error());
+  if (auto decoded = decode(*bytes, material); !decoded) return fail(decoded.error().code, "'" + options.target + "': " + decoded.error().what);
   if (!options.pcr_values.empty()) {
     auto values = values_of_file(options.pcr_values);
     if (!values) return fail(values.error());

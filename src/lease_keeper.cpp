@@ -48,6 +48,7 @@ std::unique_ptr<LeaseKeeper> LeaseKeeper::start(std::function<void(int)> on_brea
 
 LeaseKeeper::~LeaseKeeper() {
   stopping_ = true;
+  ::pthread_kill(thread_.native_handle(), break_signal());  // or the end would wait for the next tick
   thread_.join();
 }
 
@@ -63,6 +64,7 @@ void LeaseKeeper::run() {
   while (!stopping_) {
     siginfo_t info{};
     const int signal = ::sigtimedwait(&signals, &info, &tick);
+    if (stopping_) break;
     if (signal == break_signal()) on_break_(info.si_fd);
     if (signal == SIGIO) on_break_(-1);  // the queue of signals overflowed: any lease may be meant
     struct timespec now {};

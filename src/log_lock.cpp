@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <sys/file.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <cstdlib>
@@ -11,6 +12,19 @@
 #include "imafs/posix_file.h"
 
 namespace imafs {
+namespace {
+
+// Whether its file was removed by who held it before us: then another one may be there by now.
+bool is_removed(int fd) {
+  struct stat attr {};
+  return ::fstat(fd, &attr) == 0 && attr.st_nlink == 0;
+}
+
+}  // namespace
+
+LogLock::~LogLock() {
+  if (fd_ && !removed_at_end_.empty()) ::unlink(removed_at_end_.c_str());  // while it is still locked
+}
 
 Result<LogLock> LogLock::take(const std::string& path, const std::string& what, std::chrono::milliseconds wait) {
   LogLock lock;
@@ -19,7 +33,7 @@ Result<LogLock> LogLock::take(const std::string& path, const std::string& what, 
   const auto until = std::chrono::steady_clock::now() + wait;
   while (::flock(lock.fd_.get(), LOCK_EX | LOCK_NB) != 0) {
     if (errno == EWOULDBLOCK && std::chrono::steady_clock::now() < until) {
-      std::this_thread::sleep_for(std::chrono::milliseconds(10));
+      std::this_thread::sleep_for(std::chrono::milliseconds(2));
       continue;
     }
     if (errno != EWOULDBLOCK) return fail(errno_error("cannot lock " + what));
@@ -27,6 +41,7 @@ Result<LogLock> LogLock::take(const std::string& path, const std::string& what, 
     const std::string pid = holder ? holder->substr(0, holder->find('\n')) : "";
     return fail(EALREADY, what + " is in use by another imafs" + (pid.empty() ? "" : ", process " + pid));
   }
+  if (is_removed(lock.fd_.get())) return take(path, what, wait);
   const std::string pid = std::to_string(::getpid()) + "\n";
   if (::ftruncate(lock.fd_.get(), 0) != 0) return fail(errno_error("cannot lock " + what));
   if (auto written = pwrite_all(lock.fd_.get(), as_bytes(pid), 0); !written && written.error().code != ENOSPC) {
@@ -44,7 +59,10 @@ Result<LogLock> LogLock::of_tpm(const std::string& identity, std::uint32_t pcr) 
   const std::string directory = std::string(runtime ? runtime : "/tmp") + "/imafs-" + std::to_string(::geteuid());
   if (auto made = make_directories(directory, 0700); !made) return fail(made.error());
   const std::string name = to_hex(hash_of(HashAlgorithm::kSha256, as_bytes(identity)).bytes()).substr(0, 24);
-  return take(directory + "/tpm-" + name + "-pcr" + std::to_string(pcr) + ".lock", "PCR " + std::to_string(pcr) + " of this TPM", {});
+  const std::string path = directory + "/tpm-" + name + "-pcr" + std::to_string(pcr) + ".lock";
+  auto lock = take(path, "PCR " + std::to_string(pcr) + " of this TPM", {});
+  if (lock) lock->removed_at_end_ = path;
+  return lock;
 }
 
 }  // namespace imafs

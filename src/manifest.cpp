@@ -101,9 +101,12 @@ std::string logged_name_of(std::string_view path) {
 
 Result<Manifest> parse_manifest(std::string_view text, const std::string& origin) {
   if (text.find_first_not_of(" \t\r\n") != std::string_view::npos && text[text.find_first_not_of(" \t\r\n")] == '{') {
-    const Json json = Json::parse(text, nullptr, false);
-    if (json.is_discarded()) return fail(EINVAL, origin + ": neither lines of digests nor JSON");
-    return parse_keylime(json, origin);
+    try {
+      return parse_keylime(Json::parse(text), origin);
+    } catch (const Json::parse_error& error) {
+      const std::size_t before = std::min<std::size_t>(error.byte, text.size());
+      return bad(origin, 1 + static_cast<std::size_t>(std::count(text.begin(), text.begin() + static_cast<std::ptrdiff_t>(before), '\n')), "no JSON from here on");
+    }
   }
   return parse_sums(text, origin);
 }

@@ -149,7 +149,11 @@ Status Log::extend_pending() {
       const std::unique_lock lock(index_mutex_);
       (void)pcr_slot(pcr);
     }
-    if (auto extended = tpm_->extend(pcr, prepared.extended); !extended) {
+    const auto start = std::chrono::steady_clock::now();
+    auto extended = tpm_->extend(pcr, prepared.extended);
+    ++extends_;
+    extend_ns_ += static_cast<std::uint64_t>(std::chrono::nanoseconds(std::chrono::steady_clock::now() - start).count());
+    if (!extended) {
       if (auto settled = settle(); !settled) return fail(extended.error());
       // It was taken back or it was done: when it was taken back, this entry has not happened.
       if (settled_by_cut_) return fail(extended.error());

@@ -30,7 +30,10 @@ class Log final : public MeasurementLog {
   std::uint64_t violations() const override { return violations_; }
   TpmHealth tpm_health() const override {
     const std::lock_guard lock(health_mutex_);
-    return health_;
+    TpmHealth health = health_;
+    health.extends = extends_;
+    health.extend_ns = extend_ns_;
+    return health;
   }
   const std::vector<Bank>& view_banks() const override { return view_banks_; }
   bool has_tpm() const override { return tpm_ != nullptr; }
@@ -145,6 +148,7 @@ class Log final : public MeasurementLog {
 
   mutable std::mutex health_mutex_;
   TpmHealth health_;
+  std::atomic<std::uint64_t> extends_{0}, extend_ns_{0};
   std::vector<std::function<void()>> growth_;
 };
 

@@ -272,6 +272,8 @@ StatusReport Mount::report() const {
     }
   }
   report.tpm.health = log_->tpm_health();
+  report.counters = {{"imafs_tpm_extends_total", "TPM2_PCR_Extend commands.", report.tpm.health.extends},
+                     {"imafs_tpm_extend_microseconds_total", "Time these took.", report.tpm.health.extend_ns / 1000}};
   report.entries = log_->count();
   report.violations = log_->violations();
   report.log_start = log_->start().message;
@@ -280,13 +282,14 @@ StatusReport Mount::report() const {
   if (health.files.leases_unsupported) report.degraded.push_back({"no-leases", "writers beside the mount are seen by their traces only"});
   if (health.files.passthrough_unsupported) report.degraded.push_back({"no-passthrough", "some files are read and written through the daemon"});
   if (!tree_->is_private()) report.degraded.push_back({"shared-view", "mounts made later in the backing tree show in the mount"});
-  report.counters = {{"imafs_known_inodes", "Inodes the kernel knows.", health.known_inodes},
+  report.counters.insert(report.counters.end(), {
+                     {"imafs_known_inodes", "Inodes the kernel knows.", health.known_inodes},
                      {"imafs_open_files", "Open handles of regular files.", health.files.open},
                      {"imafs_watched_files", "Files a lease watches.", health.files.leased},
                      {"imafs_changes_are_told", "1 if the kernel tells of changes beside the mount.", health.watched ? 1U : 0U},
                      {"imafs_measured_total", "Measurements handed to the log.", health.files.measured},
                      {"imafs_cache_hits_total", "Opens of files that were measured already.", health.files.cache_hits},
-                     {"imafs_hashed_bytes_total", "Bytes hashed.", health.files.hashed_bytes}};
+                     {"imafs_hashed_bytes_total", "Bytes hashed.", health.files.hashed_bytes}});
   return report;
 }
 
@@ -317,7 +320,8 @@ tl::expected<void, Failure> serve_mount(CheckedConfig checked, const std::functi
   return result;
 }
 
-// The pipe from the process that mounts to the one that was called: one byte of status, then a sentence.
+// From the process that mounts to the one that was called: one byte of status, then a sentence. Ready is answered by a byte:
+// without it the caller is gone (Ctrl-C), and nobody wants the mount any more.
 constexpr char kReady = 0;
 
 [[noreturn]] void serve_in_background(CheckedConfig checked, UniqueFd pipe) {
@@ -325,7 +329,8 @@ constexpr char kReady = 0;
   bool told = false;
   const auto ready = [&] {
     told = true;
-    (void)!::write(pipe.get(), &kReady, 1);
+    char answer = 0;
+    if (::send(pipe.get(), &kReady, 1, MSG_NOSIGNAL) != 1 || ::read(pipe.get(), &answer, 1) != 1) ::kill(::getpid(), SIGTERM);
     pipe.reset();
     const UniqueFd null(::open("/dev/null", O_RDWR | O_CLOEXEC));
     for (int fd = 0; fd < 3; ++fd) ::dup2(null.get(), fd);
@@ -347,7 +352,13 @@ ExitCode wait_for_background(UniqueFd pipe, pid_t child) {
     if (got < 0 && errno == EINTR) continue;
     if (got <= 0) break;
     text.append(part.data(), static_cast<std::size_t>(got));
-    if (text[0] == kReady) return ExitCode::kOk;
+    if (text[0] == kReady) {
+      sigset_t all;
+      ::sigfillset(&all);
+      ::sigprocmask(SIG_BLOCK, &all, nullptr);  // from here on it stands, and we say so
+      (void)::send(pipe.get(), &kReady, 1, MSG_NOSIGNAL);
+      return ExitCode::kOk;
+    }
   }
   int status = 0;
   ::waitpid(child, &status, 0);
@@ -366,7 +377,7 @@ ExitCode run_mount(MountConfig config) {
     return result ? ExitCode::kOk : tell(result.error());
   }
   std::array<int, 2> ends{};
-  if (::pipe2(ends.data(), O_CLOEXEC) != 0) return tell({ExitCode::kMountFailed, errno_error("pipe").what});
+  if (::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends.data()) != 0) return tell({ExitCode::kMountFailed, errno_error("socketpair").what});
   UniqueFd reader(ends[0]), writer(ends[1]);
   const pid_t child = ::fork();
   if (child < 0) return tell({ExitCode::kMountFailed, errno_error("fork").what});

@@ -273,8 +273,7 @@ class TpmExtender final : public PcrExtender {
 
 Result<std::unique_ptr<PcrExtender>> open_pcr_extender(const std::string& tcti, std::chrono::milliseconds time_limit,
                                                        std::function<Status()> revive) {
-  // The library would print every fault; ours are in the operator's messages, once.
-  ::setenv("TSS2_LOG", "all+none", 0);
+  quiet_tpm_library();
   auto extender = std::make_unique<TpmExtender>(tcti, time_limit, std::move(revive));
   if (auto status = extender->start(); !status) return fail(status.error());
   return extender;

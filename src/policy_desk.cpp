@@ -23,15 +23,6 @@ namespace {
 // is for a busy machine only.
 constexpr auto kReleaseInFlight = std::chrono::milliseconds(100);
 
-std::string printable_line(const std::string& text) {
-  std::string line = text.substr(0, text.find('\n'));
-  for (char& c : line) {
-    const auto byte = static_cast<unsigned char>(c);
-    if (byte < 0x20 || byte == 0x7f) c = '?';
-  }
-  return line;
-}
-
 }  // namespace
 
 class PolicyUpdateFile final : public ControlFile {
@@ -92,7 +83,7 @@ class PolicyUpdateFile final : public ControlFile {
     AuditRecord record;
     record.type = AuditRecord::Type::kPolicyRule;
     record.succeeded = false;
-    record.text = "policy update refused: " + printable_line(reason);
+    record.text = "policy update refused: " + printable(reason.substr(0, reason.find('\n')));
     report(std::move(record));
   }
 

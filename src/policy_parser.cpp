@@ -374,7 +374,7 @@ std::string PolicyError::to_text() const {
   for (unsigned i = 1; i < column; ++i) text += i <= source_line.size() && source_line[i - 1] == '\t' ? '\t' : ' ';
   text += "^\n";
   if (!hint.empty()) text += "  " + hint + "\n";
-  return text;
+  return printable(text, "\n\t");
 }
 
 PolicyResult<std::optional<Rule>> parse_rule(std::string_view line, const ParseContext& context, unsigned line_number) {

@@ -47,16 +47,6 @@ bool is_known(std::string_view token) {
   return std::ranges::any_of(kKeys, starts_token) || std::ranges::any_of(kOtherKeys, starts_token);
 }
 
-// One record is one line of text.
-std::string printable(std::string_view token) {
-  std::string text(token);
-  for (char& c : text) {
-    const auto byte = static_cast<unsigned char>(c);
-    if (byte < 0x20 || byte == 0x7f) c = '?';
-  }
-  return text;
-}
-
 AuditRecord status_record(std::string op, std::string cause) {
   AuditRecord record;
   record.type = AuditRecord::Type::kStatus;

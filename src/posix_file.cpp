@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cstdlib>
 
 #include "imafs/unique_fd.h"
 
@@ -64,12 +65,26 @@ Result<std::size_t> pread_full(int fd, std::span<std::uint8_t> out, std::uint64_
 }
 
 Status write_file_atomically(const std::string& path, std::string_view text, unsigned mode) {
-  const std::string temporary = path + ".new";
+  std::string target = path;
+  struct stat attr {};
+  if (::stat(path.c_str(), &attr) == 0) {
+    if (!S_ISREG(attr.st_mode)) {
+      const UniqueFd fd(::open(path.c_str(), O_WRONLY | O_CLOEXEC));
+      if (!fd) return fail(errno_error("cannot write '" + path + "'"));
+      if (auto written = write_all(fd.get(), as_bytes(text)); !written) return fail(error_of(written.error().code, "cannot write '" + path + "'"));
+      return {};
+    }
+    if (char* const real = ::realpath(path.c_str(), nullptr)) {
+      target = real;
+      ::free(real);
+    }
+  }
+  const std::string temporary = target + ".new";
   UniqueFd fd(::open(temporary.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, mode));
   if (!fd) return fail(errno_error("cannot write '" + temporary + "'"));
   Status status = write_all(fd.get(), as_bytes(text));
   fd.reset();
-  if (status && ::rename(temporary.c_str(), path.c_str()) != 0) status = fail(errno_error("cannot write '" + path + "'"));
+  if (status && ::rename(temporary.c_str(), target.c_str()) != 0) status = fail(errno_error("cannot write '" + path + "'"));
   if (!status) ::unlink(temporary.c_str());
   return status;
 }

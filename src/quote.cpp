@@ -83,6 +83,7 @@ Result<SignedQuote> take_quote(const std::string& tcti, std::uint32_t ak_handle,
   if (nonce.size() > sizeof qualifying.buffer) return fail(EINVAL, "a nonce has at most " + std::to_string(sizeof qualifying.buffer) + " bytes");
   qualifying.size = static_cast<UINT16>(nonce.size());
   std::copy(nonce.begin(), nonce.end(), qualifying.buffer);
+  quiet_tpm_library();
   auto context = TpmContext::open(tcti, kTpmTimeLimit);
   if (!context) return fail(context.error());
   ESYS_CONTEXT* const esys = (*context)->esys();

@@ -6,6 +6,7 @@
 #include <tss2/tss2_tctildr.h>
 
 #include <chrono>
+#include <cstdlib>
 #include <memory>
 #include <string>
 
@@ -23,6 +24,9 @@ using EsysPtr = std::unique_ptr<T, EsysFree>;
 inline tl::unexpected<Error> tpm_error(TSS2_RC code, const std::string& doing) {
   return fail(EIO, doing + ": " + ::Tss2_RC_Decode(code));
 }
+
+// The library would print every fault; ours are in the operator's messages, once. Before there are threads.
+inline void quiet_tpm_library() { ::setenv("TSS2_LOG", "all+none", 0); }
 
 class TpmContext {
  public:

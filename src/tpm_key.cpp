@@ -109,6 +109,11 @@ Result<std::string> pem_of(const TPM2B_PUBLIC& key) {
   return std::string(text, static_cast<std::size_t>(size));
 }
 
+bool is_public_key(const std::string& pem) {
+  const BioPtr in(::BIO_new_mem_buf(pem.data(), static_cast<int>(pem.size())));
+  return in && KeyPtr(::PEM_read_bio_PUBKEY(in.get(), nullptr, nullptr, nullptr));
+}
+
 Status check_signature(ByteView attest, ByteView signature, const std::string& ak_pem) {
   const BioPtr in(::BIO_new_mem_buf(ak_pem.data(), static_cast<int>(ak_pem.size())));
   const KeyPtr key(in ? ::PEM_read_bio_PUBKEY(in.get(), nullptr, nullptr, nullptr) : nullptr);

@@ -15,6 +15,7 @@ struct FileDigest {
   std::string name;  // the path, as logged
   std::string algorithm;
   Bytes digest;
+  Bytes sha1;  // of the same bytes; SPDX demands it. Empty: not known
   auto operator<=>(const FileDigest&) const = default;
 };
 

@@ -37,6 +37,9 @@ std::uint32_t load_be32(ByteView bytes);
 // Lower-case hexadecimal, two digits a byte.
 std::string to_hex(ByteView bytes);
 std::string to_base64(ByteView bytes);
+
+// '?' for each control byte that is not in `kept`: what others have named shall not draw on a terminal, nor end a line.
+std::string printable(std::string_view text, std::string_view kept = {});
 void append_hex(std::string& out, ByteView bytes);
 // Either case; nothing for an odd length or a character that is no hex digit.
 std::optional<Bytes> from_hex(std::string_view text);

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -21,7 +22,7 @@ ExitCode run_quote(const QuoteOptions& options);
 
 struct VerifyQuoteOptions {
   std::string directory;
-  std::string nonce;     // what it must be; empty: not checked, and said so
+  std::optional<std::string> nonce;  // what it must be; nothing: not checked, and said so
   std::string ak;        // the key it must be from (PEM); empty: the one beside the quote
   std::string manifest;  // what every file must be in; empty: not checked
   bool json = false;

@@ -14,6 +14,9 @@ namespace imafs {
 class LogLock {
  public:
   LogLock() = default;
+  LogLock(LogLock&&) = default;
+  LogLock& operator=(LogLock&&) = default;
+  ~LogLock();
   // EALREADY: another process holds it, and did so for all of `wait` (a daemon that was unmounted takes a
   // moment to end); the sentence says which.
   static Result<LogLock> of_directory(const std::string& directory, std::chrono::milliseconds wait = {});
@@ -22,6 +25,7 @@ class LogLock {
  private:
   static Result<LogLock> take(const std::string& path, const std::string& what, std::chrono::milliseconds wait);
   UniqueFd fd_;
+  std::string removed_at_end_;  // there would be one more file for each private TPM that ever was
 };
 
 }  // namespace imafs

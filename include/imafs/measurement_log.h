@@ -71,6 +71,8 @@ struct TpmHealth {
   std::string message;
   std::uint64_t missing_extends = 0;  // entries logged but not extended (--tpm-error continue)
   std::optional<std::uint64_t> first_missing;  // index of the first of them
+  std::uint64_t extends = 0;                   // of this mount's entries, and how long they took together
+  std::uint64_t extend_ns = 0;
 };
 
 // Whether the journal in `state_directory` was made with this TPM, since its last reset. Changes nothing.

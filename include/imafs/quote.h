@@ -45,6 +45,8 @@ struct QuoteContents {
 // What a TPMS_ATTEST says. EBADMSG: it is cut short, not from a TPM, no quote, or of more than one bank.
 Result<QuoteContents> read_quote(ByteView attest);
 // Whether `signature` over `attest` is the key's: EBADMSG if not, or if key or signature are malformed.
+// Whether it is what check_signature() takes as `ak_pem`.
+bool is_public_key(const std::string& pem);
 Status check_signature(ByteView attest, ByteView signature, const std::string& ak_pem);
 
 }  // namespace imafs

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+import stat
 import subprocess
 import sys
 import unittest
@@ -129,7 +130,8 @@ class Quoted(unittest.TestCase):
     def test_bad_manifests_are_named_by_file_and_line(self):
         path = self.copy + '/bad'
         for text, where in (('# a comment\nzz  /f\n', ':2: no digest'), (f'{"0" * 64}/f\n', ':1: no digest'), (f'{"0" * 64} /f\n', ':1: a digest, two'),
-                            ('{"digests": 3}', 'an object'), ('{]', 'nor JSON'), ('{"digests":{},"excludes":["("]}', 'regular expression')):
+                            ('{"digests": 3}', 'an object'), ('{\n"digests": {\n ]', 'bad:3: no JSON'), ('{"digests":{},"excludes":["("]}', 'regular expression'),
+                            ('{"digests":{},"excludes":7}', 'no string')):
             with open(path, 'w') as file:
                 file.write(text)
             self.assertIn(where, self.judge('--allow', path, check=2))
@@ -140,6 +142,24 @@ class Quoted(unittest.TestCase):
         self.assertIn('hexadecimal', tool('verify', '--quote', self.mount.work + '/quote', '--nonce', 'xyz', check=2))
         self.assertIn('hexadecimal', tool('quote', self.mount.path, '--nonce', 'x', '-o', self.copy, check=2))
         tool('quote', self.mount.work, '--nonce', '00', '-o', self.copy, check=2)
+
+    def test_an_empty_nonce_is_none(self):
+        # --nonce "$unset" must not mean that any nonce will do.
+        self.assertIn('hexadecimal', self.judge(nonce='', check=2))
+        self.assertIn('64 bytes', tool('quote', self.mount.path, '--nonce', '00' * 65, '-o', self.copy, check=2))
+
+    def test_what_is_no_key_and_no_quote_says_so(self):
+        for text in ('', 'no key'):
+            with open(self.copy + '/text', 'w') as file:
+                file.write(text)
+            self.assertRegex(self.judge('--ak', self.copy + '/text', check=2), r"^imafs: '.*/text' is no public key")
+        for about in ('', '[]', '{"pcr": "x"}', '{"pcr": 10, "base": 5}', '{"pcr": -1}', '{"pcr": 1e99}', '{"base": "nonsense"}', '{"pcr": 10,'):
+            with open(self.copy + '/about.json', 'w') as file:
+                file.write(about)
+            self.assertRegex(self.judge(check=2), r"^imafs: .*about\.json.*\n$")
+        for handle in ('0x81000099', '0x40000001', '0x3'):
+            said = tool('quote', self.mount.path, '--nonce', '00', '-o', self.copy, '--ak', handle, check=6)
+            self.assertRegex(said, r'^imafs: no attestation key at that handle.*\n$')
 
     def test_a_violation_is_not_accepted(self):
         with Mount() as mount:
@@ -170,6 +190,36 @@ class Manifests(unittest.TestCase):
             self.assertEqual([hashlib.sha256(b'plain').hexdigest()], policy['digests']['/plain'])
             self.assertEqual((1, ['/deep'], 'sha1'), (policy['meta']['version'], policy['excludes'], policy['ima']['log_hash_alg']))
             self.assertEqual(tool('manifest', mount.backing), tool('manifest', mount.path))
+
+    def test_what_cannot_be_listed_is_said(self):
+        with Mount() as mount:
+            fill(mount, 2)
+            self.assertIn('Not a directory', tool('manifest', mount.backing + '/f0', check=2))
+            os.mkdir(mount.work + '/out')
+            self.assertIn('Is a directory', tool('manifest', mount.backing, '-o', mount.work + '/out', check=2))
+            self.assertFalse(os.path.exists(mount.work + '/out.partial'))
+            for path in (mount.work, mount.backing):
+                os.chmod(path, 0o755)
+            os.chmod(mount.backing + '/f1', 0)
+            words = ['setpriv', '--reuid', 'nobody', '--clear-groups', IMAFS, 'manifest', mount.backing]
+            done = subprocess.run(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+            self.assertEqual((2, 1), (done.returncode, len(done.stdout.splitlines())))
+            self.assertRegex(done.stderr, r"f1': Permission denied\nimafs: 1 file could not be read and is not in the manifest\n$")
+
+    def test_an_output_that_is_no_file_is_written_to_and_not_replaced(self):
+        with Mount() as mount:
+            fill(mount, 1)
+            device, link = mount.work + '/full', mount.work + '/link'
+            os.mknod(device, 0o666 | stat.S_IFCHR, os.makedev(1, 7))
+            open(mount.work + '/sums', 'w').close()
+            os.symlink('sums', link)
+            self.assertIn('No space left', tool('manifest', mount.backing, '-o', device, check=2))
+            self.assertIn('No space left', tool('report', mount.path, '-o', device, check=2))
+            self.assertTrue(stat.S_ISCHR(os.stat(device).st_mode))
+            self.assertFalse(os.path.exists(device + '.partial'))
+            tool('manifest', mount.backing, '-o', link)
+            self.assertTrue(os.path.islink(link) and os.path.getsize(mount.work + '/sums') > 0)
+            self.assertEqual(tool('manifest', mount.backing), tool('manifest', mount.backing, '-o', '/dev/stdout'))
 
     def test_an_interrupted_one_goes_on(self):
         with Mount() as mount:

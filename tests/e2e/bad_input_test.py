@@ -1,6 +1,8 @@
 """What cannot work says so in one sentence, with its own exit status, and leaves nothing behind."""
 import os
+import signal
 import subprocess
+import time
 import unittest
 
 from mounting import IMAFS, Mount
@@ -118,6 +120,25 @@ class BadInput(unittest.TestCase):
             self.assertEqual(MOUNTPOINT, done.returncode, done.stderr)
             self.assertIn('umount', done.stderr)
 
+    def test_ctrl_c_while_it_mounts(self):
+        work = self.mount.work
+        for wait in range(2, 62, 4):
+            words = [IMAFS, self.mount.path, '--backing', self.mount.backing, '--state', self.mount.state]
+            mounting = subprocess.Popen(words, start_new_session=True)
+            time.sleep(wait / 1000)
+            os.killpg(mounting.pid, signal.SIGINT)
+            if mounting.wait(20) == 0:
+                self.mount.stop()
+                continue
+            for _ in range(100):
+                left = [command for command in processes().values() if work in command and 'python' not in command]
+                if not left:
+                    break
+                time.sleep(0.02)
+            self.assertEqual([], left, wait)
+            with open('/proc/self/mountinfo') as mounts:
+                self.assertNotIn(work, mounts.read())
+
     def test_verify_says_what_it_could_not_check(self):
         for target, text, status in (('none', None, 2), ('empty', b'', 2), ('noise', b'\x01' * 100, 1)):
             path = f'{self.mount.work}/{target}'
@@ -126,6 +147,8 @@ class BadInput(unittest.TestCase):
                     file.write(text)
             done = subprocess.run([IMAFS, 'verify', path], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
             self.assertEqual(status, done.returncode, (target, done.stdout, done.stderr))
+            if done.stderr:
+                self.assertIn(f"'{path}'", done.stderr)
 
 
 if __name__ == '__main__':

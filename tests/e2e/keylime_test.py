@@ -2,9 +2,14 @@
 """What Keylime's agent and verifier do with the log (docs/KEYLIME.md): a reader and a parser written to the same rules."""
 import hashlib
 import os
+import re
+import shutil
+import socket
 import struct
 import subprocess
 import sys
+import tempfile
+import time
 import unittest
 
 from mounting import Mount
@@ -105,6 +110,36 @@ class Keylime(unittest.TestCase):
                 self.assertEqual(['unknown /f0', 'violation /f0'], verifier.failures)
                 self.assertEqual(self.quoted(mount), verifier.value.hex())
                 self.assertEqual('', agent.tail())
+
+    def test_one_tpm_over_tcp_without_a_resource_manager(self):
+        """An agent quotes while imafs extends: nobody holds the only connection or leaves an object in the TPM's three places."""
+        work = tempfile.mkdtemp(prefix='imafs-e2e-')
+        self.addCleanup(shutil.rmtree, work)
+        with socket.create_server(('127.0.0.1', 0)) as free:
+            port = free.getsockname()[1]
+        tpm = subprocess.Popen(['swtpm', 'socket', '--tpm2', '--tpmstate', 'dir=' + work, '--server', f'type=tcp,port={port},disconnect=on',
+                                '--ctrl', f'type=tcp,port={port + 1}', '--flags', 'not-need-init,startup-clear'])
+        self.addCleanup(tpm.wait)
+        self.addCleanup(tpm.kill)
+        tcti = f'swtpm:host=127.0.0.1,port={port}'
+
+        def tpm2(*words):
+            return subprocess.run([words[0], '-T', tcti, *words[1:]], cwd=work, check=True, stdout=subprocess.PIPE, text=True, timeout=20).stdout
+        for _ in range(100):
+            if subprocess.run(['tpm2_pcrread', '-T', tcti, 'sha256:0'], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode == 0:
+                break
+            time.sleep(0.05)
+        with Mount('--tpm', tcti) as mount:
+            tpm2('tpm2_createprimary', '-Q', '-C', 'o', '-c', 'primary')  # the agent's, which it has loaded for as long as it lives
+            for i in range(5):
+                fill(mount, 20, first=20 * i)
+                tool('quote', mount.path, '--nonce', '00' * 20, '-o', work + '/quote')
+                tool('verify', mount.path)
+                self.assertEqual(1, tpm2('tpm2_getcap', 'handles-transient').count('0x80'))
+                self.assertEqual('', tpm2('tpm2_getcap', 'handles-loaded-session').strip())
+            boot = ''.join(re.findall('0x([0-9A-F]+)', tpm2('tpm2_pcrread', 'sha256:0,1,2,3,4,5,6,7,8,9')))
+            first = mount.control('ascii_runtime_measurements').decode().splitlines()[0].split(' ')
+            self.assertEqual(['sha256:' + hashlib.sha256(bytes.fromhex(boot)).hexdigest(), 'boot_aggregate'], first[3:5])
 
     def test_the_log_is_there_when_the_mount_says_so(self):
         with Mount() as mount:

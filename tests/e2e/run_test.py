@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
 """imafs run: exit statuses, the list of files against strace's, attestations, two runs alike, and what it costs."""
+import hashlib
 import json
 import os
 import re
@@ -68,6 +69,16 @@ def straced(command, cwd):
     return {path for path in found if os.path.exists(path) and stat.S_ISREG(os.stat(path).st_mode)}
 
 
+def left_in(directory, before):
+    """What is new in it and stays: another run on this machine may be under way."""
+    for _ in range(200):
+        left = set(os.listdir(directory)) - before
+        if not left:
+            break
+        time.sleep(0.05)
+    return left
+
+
 class Run(unittest.TestCase):
     def setUp(self):
         self.work = tempfile.mkdtemp(prefix='imafs-run-', dir='/var/tmp')
@@ -95,6 +106,12 @@ class Run(unittest.TestCase):
             self.assertRegex(done.stderr, r'^imafs: .*\n$')
         self.assertEqual(before, set(os.listdir('/var/lib/imafs/run')))
 
+    def test_an_attestation_without_a_place_is_said_before_the_command_runs(self):
+        for place in ('/no/such/file', self.work, 'Makefile/x'):
+            done = imafs_run('--attest', place, '--', 'touch', 'ran', cwd=self.work, check=2)
+            self.assertRegex(done.stderr, r"^imafs: cannot write '.*\n$")
+            self.assertFalse(os.path.exists(self.work + '/ran'))
+
     def test_a_signal_ends_the_command_and_leaves_nothing(self):
         for number, status in ((signal.SIGTERM, 143), (signal.SIGHUP, 129)):
             run = subprocess.Popen([IMAFS, 'run', '--', 'sh', '-c', 'echo up; exec sleep 100'], cwd=self.work, stdout=subprocess.PIPE, text=True)
@@ -112,6 +129,29 @@ class Run(unittest.TestCase):
         self.assertNotIn(self.work, subprocess.run(['pgrep', '-af', 'sleep 100'], stdout=subprocess.PIPE, text=True).stdout)
         with open('/proc/mounts') as mounts:
             self.assertNotIn('/var/lib/imafs/run', mounts.read())
+
+    def test_an_empty_run_is_short_and_leaves_no_lock(self):
+        imafs_run('--', 'true', cwd=self.work, check=0)
+        locks = set(os.listdir('/run/imafs-0'))
+        times = []
+        for _ in range(5):
+            before = time.monotonic()
+            imafs_run('--', 'true', cwd=self.work, check=0)
+            times.append(time.monotonic() - before)
+        self.assertLess(min(times), 0.2, times)
+        self.assertEqual(set(), left_in('/run/imafs-0', locks))
+
+    def test_a_signal_at_any_moment_leaves_nothing(self):
+        os.makedirs('/var/lib/imafs/run', exist_ok=True)
+        before = set(os.listdir('/var/lib/imafs/run'))
+        for number in (signal.SIGINT, signal.SIGTERM):
+            for wait in range(2, 62, 5):
+                run = subprocess.Popen([IMAFS, 'run', '--', 'sleep', '100'], cwd=self.work, start_new_session=True)
+                time.sleep(wait / 1000)
+                os.killpg(run.pid, number)
+                self.assertIn(run.wait(20), (-number, 128 + number))
+                # A directory goes last, when its daemon and its TPM have ended.
+                self.assertEqual(set(), left_in('/var/lib/imafs/run', before), wait)
 
     def test_what_is_left_in_the_background_ends_too(self):
         before = time.monotonic()
@@ -186,6 +226,19 @@ class Run(unittest.TestCase):
         spdx = json.loads(self.attest(['true'], form='spdx'))
         self.assertEqual(('SPDX-2.3', 'CC0-1.0', 'SPDXRef-DOCUMENT'), (spdx['spdxVersion'], spdx['dataLicense'], spdx['SPDXID']))
         self.assertEqual(len(spdx['files']), len({file['SPDXID'] for file in spdx['files']}))
+        # The rules of SPDX's own validator: a SHA1 for each file, names that begin with "./", known algorithms.
+        for file in spdx['files']:
+            self.assertRegex(file['fileName'], r'^\./')
+            self.assertEqual(['SHA1', 'SHA256'], [one['algorithm'] for one in file['checksums']])
+            with open(file['fileName'][1:], 'rb') as content:
+                data = content.read()
+            self.assertEqual([hashlib.sha1(data).hexdigest(), hashlib.sha256(data).hexdigest()], [one['checksumValue'] for one in file['checksums']])
+        states = json.loads(self.attest(['sh', '-c', 'echo one > s; cat s; sleep 0.1; echo two > s; cat s'], form='spdx'))
+        self.assertEqual([hashlib.sha1(b'two\n').hexdigest()],
+                         [file['checksums'][0]['checksumValue'] for file in states['files'] if file['fileName'].endswith('/s')])
+        self.assertIn('an earlier state: sha256:' + hashlib.sha256(b'one\n').hexdigest() + f' {self.work}/s', states['comment'])
+        for text in (states['comment'], self.attest(['true'], form='text')):
+            self.assertIn('network', text)
 
     def test_it_costs_far_less_than_strace(self):
         build = ['sh', '-c', 'for i in 1 2 3 4 5 6; do make -s clean; make -s; done']

@@ -61,6 +61,48 @@ class Exports(unittest.TestCase):
             self.assertEqual('', tool('log', mount.path, '--violations'))
             self.assertEqual([], json.loads(tool('log', mount.path, '--violations', '--format', 'json')))
 
+    def test_what_is_not_known_is_not_shown_and_a_name_cannot_draw(self):
+        with Mount() as mount:
+            with open(mount.backing + '/f', 'w') as file:
+                file.write('x')
+            program = 'import ctypes, sys; ctypes.CDLL(None).prctl(15, b"\x1b[2Jred\x7f"); open(sys.argv[1]).read()'
+            subprocess.run([sys.executable, '-c', program, mount.path + '/f'], check=True)
+            text = tool('log', mount.path)
+            self.assertIn('?[2Jred?', text)
+            self.assertNotIn('\x1b', text)
+            log = mount.work + '/log'
+            with open(log, 'wb') as file:
+                file.write(mount.control('binary_runtime_measurements'))
+            self.assertNotIn('1970', tool('log', log) + tool('log', log, '--format', 'csv'))
+            self.assertEqual([''] * 5, [list(csv.DictReader(io.StringIO(tool('log', log, '--format', 'csv'))))[-1][key] for key in ('time', 'pid', 'uid', 'comm', 'size')])
+            for words in (('trim', mount.path, '--keep', '-5'), (mount.path, '--from', '-1'), (mount.path, '--uid', '-1')):
+                self.assertRegex(tool('log', *words, check=2), r'^imafs: .*\n$')
+            with open(mount.work + '/policy', 'wb') as file:
+                file.write(b'measure func=\x1b[2J\n')
+            self.assertNotIn('\x1b', tool('policy', 'check', mount.work + '/policy', check=1))
+
+    def test_a_log_that_is_followed_goes_on_over_a_trim(self):
+        with Mount() as mount, tempfile.TemporaryFile('w+') as out:
+            fill(mount, 2)
+            following = subprocess.Popen([IMAFS, 'log', mount.path, '--follow', '--format', 'csv'], stdout=out)
+            self.addCleanup(following.wait)
+            self.addCleanup(following.kill)
+
+            def indices():
+                out.seek(0)
+                return [row['index'] for row in csv.DictReader(out)]
+            wanted = [str(i) for i in range(5)]
+            for first in (2, 3):
+                until = time.monotonic() + 20
+                while indices() != wanted and time.monotonic() < until:
+                    time.sleep(0.05)
+                self.assertEqual(wanted, indices())
+                tool('log', 'trim', mount.path, '--keep', '1')
+                fill(mount, 1, first=first)
+                wanted.append(str(len(wanted)))
+            following.kill()
+            following.wait()
+
     def test_following_shows_entries_as_they_come(self):
         with Mount() as mount:
             follower = subprocess.Popen([IMAFS, 'log', mount.path, '--follow', '--format', 'ndjson', '--path', '/f*'],
@@ -174,7 +216,7 @@ class Completion(unittest.TestCase):
 class Top(unittest.TestCase):
     def test_it_shows_what_happens_and_ends_with_q_or_the_mount(self):
         with Mount() as mount:
-            for ending in ('q', 'umount'):
+            for ending in ('q', '\x03 ', 'umount'):
                 pid, terminal = pty.fork()
                 if pid == 0:
                     os.environ.update(TERM='xterm', LINES='30', COLUMNS='120', LANG='C.UTF-8')
@@ -189,10 +231,12 @@ class Top(unittest.TestCase):
                             seen += os.read(terminal, 65536)
                     self.assertIn(text, seen)
                 wait_for(b'replays to the PCR')
+                wait_for(b'sha256:10 ')
                 fill(mount, 1, first=len(ending))
                 wait_for(b'/f%d' % len(ending))
-                if ending == 'q':
-                    os.write(terminal, b'q')
+                wait_for(b'an extend')
+                if ending != 'umount':
+                    os.write(terminal, ending.encode())
                 else:
                     mount.stop()
                 until = time.monotonic() + 10
