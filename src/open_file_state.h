@@ -27,8 +27,8 @@ struct OpenFiles::File {
   bool mapped = false;  // readers live on in mappings whose handles are closed
   bool check_mapped = false;  // the last reader left while busy
   unsigned pins = 0;  // the lease thread is at it: must not go away
-  std::list<File*>* list = nullptr;  // idle_ or cold_
-  std::list<File*>::iterator list_position;
+  bool listed_idle = false;
+  std::list<File*>::iterator idle_position;
   std::chrono::steady_clock::time_point idle_since;
   std::deque<std::unique_ptr<Opening>> waiting;
 

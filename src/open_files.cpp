@@ -1,6 +1,7 @@
 #include "imafs/open_files.h"
 
 #include <fcntl.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -133,9 +134,10 @@ void OpenFiles::leave_busy(File& file, Lock& lock) {
     return;
   }
   file.busy = false;
-  if (file.is_open() || file.list || file.pins > 0) return;
+  if (file.is_open() || file.listed_idle || file.pins > 0) return;
   file.idle_since = std::chrono::steady_clock::now();
-  enlist(file, idle_);
+  file.idle_position = idle_.insert(idle_.end(), &file);
+  file.listed_idle = true;
   trim_idle(lock);
 }
 
@@ -199,20 +201,15 @@ void OpenFiles::ask_again_for_mapped_readers(NodeId node) {
 
 // ---- descriptors ----
 
-// REQUIRES (both): the mutex is held.
-void OpenFiles::enlist(File& file, std::list<File*>& list) {
-  file.list_position = list.insert(list.end(), &file);
-  file.list = &list;
-}
-
+// REQUIRES: the mutex is held.
 void OpenFiles::unlist(File& file) {
-  if (file.list) file.list->erase(file.list_position);
-  file.list = nullptr;
+  if (file.listed_idle) idle_.erase(file.idle_position);
+  file.listed_idle = false;
 }
 
-// Takes descriptors from idle files beyond the limit: from the oldest one time, the newest the other, so that a tree
-// which is read again and again and is larger than the limit finds a part of it each time. Those with mapped readers
-// keep theirs: their lease is the only thing that will tell us of a writer.
+// Frees idle files beyond the limit: the oldest one time, the newest the other, so that a tree which is read again and
+// again and is larger than the limit finds a part of it each time. Those with mapped readers stay: their lease is the
+// only thing that will tell us of a writer.
 void OpenFiles::trim_idle(Lock& lock) {
   std::vector<std::unique_ptr<File>> leaving;
   const auto can_go = [](const File* file) { return !file->mapped; };
@@ -226,16 +223,8 @@ void OpenFiles::trim_idle(Lock& lock) {
       victim = std::find_if(idle_.begin(), idle_.end(), can_go);
     }
     if (victim == idle_.end()) break;
-    File& file = **victim;
-    if (file.backing_id == 0) {
-      leaving.push_back(take_out(file, lock));
-      continue;
-    }
-    unlist(file);
-    give_up_anchor(file, lock);
-    enlist(file, cold_);
+    leaving.push_back(take_out(**victim, lock));
   }
-  while (cold_.size() > options_.cold_backing_ids) leaving.push_back(take_out(*cold_.front(), lock));
   if (leaving.empty()) return;
   lock.unlock();
   for (auto& file : leaving) retire(std::move(file));
@@ -252,26 +241,17 @@ std::unique_ptr<OpenFiles::File> OpenFiles::take_out(File& file, const Lock&) {
   return taken;
 }
 
-// The descriptor goes, and the lease with it. The backing id keeps the open file that both were of, so the lease has
-// to be given back by hand.
-void OpenFiles::give_up_anchor(File& file, const Lock&) {
-  if (!file.anchor) return;
-  by_fd_[static_cast<std::size_t>(file.anchor.get())] = nullptr;
-  const bool leased = std::exchange(file.leased, false);
-  if (leased) cache_.with_existing(file.node, [](FileRecord& record) { record.stop_watching(now_ns()); });
-  reaper_.post([leased, anchor = std::make_shared<UniqueFd>(std::move(file.anchor))] {
-    if (leased) LeaseKeeper::drop(anchor->get());
-  });
-}
-
-// REQUIRES: the file is in no list any more, the mutex is not held.
+// REQUIRES: the file is in no list any more, the mutex is not held. Not later, or whoever opens it meanwhile would take
+// our own descriptor for somebody else's; but nobody opens a deleted file, and its last close is what takes time.
 void OpenFiles::retire(std::unique_ptr<File> file) {
-  if (file->leased) cache_.with_existing(file->node, [](FileRecord& record) { record.stop_watching(now_ns()); });
-  reaper_.post([leased = file->leased, id = file->backing_id, close_backing = kernel_.close_backing,
-                anchor = std::make_shared<UniqueFd>(std::move(file->anchor))] {
-    if (leased) LeaseKeeper::drop(anchor->get());
-    if (id > 0) close_backing(id);
-  });
+  if (file->leased) {
+    LeaseKeeper::drop(file->anchor.get());
+    cache_.with_existing(file->node, [](FileRecord& record) { record.stop_watching(now_ns()); });
+  }
+  if (file->backing_id > 0) kernel_.close_backing(file->backing_id);
+  struct stat attr {};
+  if (!file->anchor || ::fstat(file->anchor.get(), &attr) != 0 || attr.st_nlink > 0) return;
+  reaper_.post([anchor = std::make_shared<UniqueFd>(std::move(file->anchor))] {});
 }
 
 void OpenFiles::let_go(NodeId node) {
@@ -279,7 +259,7 @@ void OpenFiles::let_go(NodeId node) {
   {
     const Lock lock(mutex_);
     const auto found = files_.find(node);
-    if (found != files_.end() && found->second->list) leaving = take_out(*found->second, lock);
+    if (found != files_.end() && found->second->listed_idle) leaving = take_out(*found->second, lock);
   }
   if (leaving) retire(std::move(leaving));
 }
@@ -293,9 +273,7 @@ void OpenFiles::drop_idle() {
   std::vector<std::unique_ptr<File>> leaving;
   {
     const Lock lock(mutex_);
-    for (auto* const list : {&idle_, &cold_}) {
-      while (!list->empty()) leaving.push_back(take_out(*list->front(), lock));
-    }
+    while (!idle_.empty()) leaving.push_back(take_out(*idle_.front(), lock));
   }
   for (auto& file : leaving) retire(std::move(file));
 }
@@ -390,10 +368,8 @@ void OpenFiles::on_tick() {
       stale.push_back(file);
     }
     for (File* const file : stale) unlist(*file);
-    for (auto* const list : {&idle_, &cold_}) {
-      while (!list->empty() && now - list->front()->idle_since > kKeepIdle && !list->front()->mapped) {
-        leaving.push_back(take_out(*list->front(), lock));
-      }
+    while (!idle_.empty() && now - idle_.front()->idle_since > kKeepIdle && !idle_.front()->mapped) {
+      leaving.push_back(take_out(*idle_.front(), lock));
     }
   }
   for (auto& file : leaving) retire(std::move(file));

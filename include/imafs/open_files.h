@@ -34,8 +34,7 @@ class OpenFiles {
   struct Options {
     bool passthrough = true;
     bool leases = true;
-    std::size_t idle_descriptors = 1500;   // kept for files that nobody has open
-    std::size_t cold_backing_ids = 16384;  // kept, without a descriptor, for more of them; each is a file open in the kernel
+    std::size_t idle_descriptors = 1500;  // kept for files that nobody has open
     unsigned inline_hashes = 6;           // request threads that may hash a small file at once; 0: pool only
   };
   // What only the FUSE session can do. All thread-safe.
@@ -114,11 +113,9 @@ class OpenFiles {
   void finish(std::unique_ptr<Opening> opening, Status status);
   void leave_busy(File& file, Lock& lock);
   File& file_of(NodeId node, const Lock& lock);
-  void enlist(File& file, std::list<File*>& list);
   void unlist(File& file);
   void trim_idle(Lock& lock);
   std::unique_ptr<File> take_out(File& file, const Lock& lock);
-  void give_up_anchor(File& file, const Lock& lock);
   void retire(std::unique_ptr<File> file);
   void note_mapped_readers(File& file, bool again = false);
   void ask_again_for_mapped_readers(NodeId node);
@@ -158,7 +155,6 @@ class OpenFiles {
   std::unordered_map<NodeId, std::unique_ptr<File>> files_;  // guarded by mutex_
   bool trims_newest_ = false;    // guarded by mutex_
   std::list<File*> idle_;        // guarded by mutex_; files nobody has open, the longest idle first
-  std::list<File*> cold_;        // guarded by mutex_; those of them that have a backing id and no descriptor
   std::vector<File*> by_fd_;     // guarded by mutex_; which file a lease's descriptor belongs to
   std::atomic<unsigned> inline_hashes_{0};
   std::atomic<bool> leases_unsupported_{false};

@@ -234,6 +234,19 @@ class Measuring(unittest.TestCase):
             self.assertEqual(b'0\n', mount.control('violations'))
             self.assertEqual(2, len(mount.log()))
 
+    def test_more_files_than_we_keep_descriptors_of_have_no_readers_once_they_are_closed(self):
+        with Mount('--tpm', 'none') as mount:
+            os.mkdir(mount.backing + '/many')
+            for i in range(1700):
+                write(f'{mount.backing}/many/{i}', b'%d' % i)
+            for _ in range(2):
+                for i in range(1700):
+                    read(f'{mount.path}/many/{i}')
+            mount.settle()
+            for i in range(0, 1700, 7):
+                write(f'{mount.path}/many/{i}', b'new')
+            self.assertEqual(b'0', mount.control('violations').strip())
+
     def test_a_dirty_mapping_beside_the_mount_is_caught(self):
         import mmap
         with Mount() as mount:
