@@ -106,6 +106,7 @@ class Table final : public InodeTable {
     return cache_.size() + pinned_;
   }
   Result<PathFd> path_fd(NodeId id) override;
+  Result<struct stat> attributes_of(NodeId id) override;
   void let_go(NodeId id) override {
     const Lock lock(mutex_);
     drop_cached(id);
@@ -384,6 +385,34 @@ Result<PathFd> Table::path_fd(NodeId id) {
   Lock lock(mutex_);
   remember(id, shared, lock);
   return shared;
+}
+
+Result<struct stat> Table::attributes_of(NodeId id) {
+  PathFd directory;
+  std::string name;
+  Identity identity;
+  std::int64_t birth_ns = 0;
+  {
+    const Lock lock(mutex_);
+    const auto found = nodes_.find(id);
+    if (found != nodes_.end() && !found->second.pinned && !cached_.contains(id) && !found->second.names.empty()) {
+      const Node& node = found->second;
+      const auto above = cached_.find(node.names.back().parent);
+      if (above != cached_.end()) directory = above->second->fd;
+      name = node.names.back().name;
+      identity = node.identity;
+      birth_ns = node.birth_ns;
+    }
+  }
+  if (directory) {
+    const auto seen = look_at(directory->get(), name.c_str(), 0);
+    if (seen && seen->attr.st_dev == identity.device && seen->attr.st_ino == identity.inode && seen->birth_ns == birth_ns) return seen->attr;
+  }
+  auto fd = path_fd(id);
+  if (!fd) return fail(fd.error());
+  const auto seen = look_at((*fd)->get(), "", AT_EMPTY_PATH);
+  if (!seen) return fail(seen.error());
+  return seen->attr;
 }
 
 Result<UniqueFd> Table::open(NodeId id, int flags) {

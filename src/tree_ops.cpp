@@ -53,11 +53,7 @@ void kill_privileges(int fd, const Caller& writer) {
 }
 
 Result<struct stat> TreeOps::get_attr(NodeId node) {
-  auto fd = table_.path_fd(node);
-  if (!fd) return fail(fd.error());
-  struct stat attr {};
-  if (::fstatat((*fd)->get(), "", &attr, AT_EMPTY_PATH | AT_SYMLINK_NOFOLLOW) != 0) return fail(errno_error("stat"));
-  return attr;
+  return table_.attributes_of(node);
 }
 
 Status TreeOps::get_statx(NodeId node, int flags, unsigned mask, struct statx& out) {

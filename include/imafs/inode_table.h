@@ -55,6 +55,8 @@ class InodeTable {
   virtual std::size_t open_descriptors() const = 0;
 
   virtual Result<PathFd> path_fd(NodeId id) = 0;
+  // By its name where that spares a descriptor, if it is still that file's.
+  virtual Result<struct stat> attributes_of(NodeId id) = 0;
   virtual void let_go(NodeId id) = 0;  // closes what is kept of it for speed alone
   // A new open file description. `flags` without O_CREAT. Never follows a symlink.
   virtual Result<UniqueFd> open(NodeId id, int flags) = 0;
