@@ -388,7 +388,7 @@ Result<PathFd> Table::path_fd(NodeId id) {
 }
 
 Result<struct stat> Table::attributes_of(NodeId id) {
-  PathFd directory;
+  NodeId parent = 0;
   std::string name;
   Identity identity;
   std::int64_t birth_ns = 0;
@@ -397,15 +397,15 @@ Result<struct stat> Table::attributes_of(NodeId id) {
     const auto found = nodes_.find(id);
     if (found != nodes_.end() && !found->second.pinned && !cached_.contains(id) && !found->second.names.empty()) {
       const Node& node = found->second;
-      const auto above = cached_.find(node.names.back().parent);
-      if (above != cached_.end()) directory = above->second->fd;
+      parent = node.names.back().parent;
       name = node.names.back().name;
       identity = node.identity;
       birth_ns = node.birth_ns;
     }
   }
-  if (directory) {
-    const auto seen = look_at(directory->get(), name.c_str(), 0);
+  // The directory's descriptor serves its other files too.
+  if (const auto directory = parent != 0 ? path_fd(parent) : Result<PathFd>(PathFd()); directory && *directory) {
+    const auto seen = look_at((*directory)->get(), name.c_str(), 0);
     if (seen && seen->attr.st_dev == identity.device && seen->attr.st_ino == identity.inode && seen->birth_ns == birth_ns) return seen->attr;
   }
   auto fd = path_fd(id);

@@ -37,6 +37,7 @@ OpenFiles::OpenFiles(Options options, Kernel kernel, BackingTree& tree, InodeTab
 OpenFiles::~OpenFiles() {
   pool_.finish();  // it may be asking for leases
   leases_.reset();
+  reaper_.settle();
 }
 
 // ---- handles ----
@@ -138,7 +139,7 @@ void OpenFiles::leave_busy(File& file, Lock& lock) {
   file.idle_since = std::chrono::steady_clock::now();
   file.idle_position = idle_.insert(idle_.end(), &file);
   file.listed_idle = true;
-  trim_idle(lock);
+  trim_idle_soon(lock);
 }
 
 void OpenFiles::release(std::uint64_t handle) {
@@ -205,6 +206,16 @@ void OpenFiles::ask_again_for_mapped_readers(NodeId node) {
 void OpenFiles::unlist(File& file) {
   if (file.listed_idle) idle_.erase(file.idle_position);
   file.listed_idle = false;
+}
+
+// Not in the thread that serves a close: the next open would find it busy, and need another one.
+void OpenFiles::trim_idle_soon(const Lock&) {
+  if (idle_.size() <= options_.idle_descriptors || std::exchange(trim_posted_, true)) return;
+  reaper_.post([this] {
+    Lock lock(mutex_);
+    trim_posted_ = false;
+    trim_idle(lock);
+  });
 }
 
 // Frees idle files beyond the limit: the oldest one time, the newest the other, so that a tree which is read again and

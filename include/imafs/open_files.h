@@ -34,7 +34,7 @@ class OpenFiles {
   struct Options {
     bool passthrough = true;
     bool leases = true;
-    std::size_t idle_descriptors = 1500;  // kept for files that nobody has open
+    std::size_t idle_descriptors = 1400;  // kept for files that nobody has open; a few more for a moment
     unsigned inline_hashes = 6;           // request threads that may hash a small file at once; 0: pool only
   };
   // What only the FUSE session can do. All thread-safe.
@@ -114,6 +114,7 @@ class OpenFiles {
   void leave_busy(File& file, Lock& lock);
   File& file_of(NodeId node, const Lock& lock);
   void unlist(File& file);
+  void trim_idle_soon(const Lock& lock);
   void trim_idle(Lock& lock);
   std::unique_ptr<File> take_out(File& file, const Lock& lock);
   void retire(std::unique_ptr<File> file);
@@ -154,6 +155,7 @@ class OpenFiles {
   mutable std::mutex mutex_;
   std::unordered_map<NodeId, std::unique_ptr<File>> files_;  // guarded by mutex_
   bool trims_newest_ = false;    // guarded by mutex_
+  bool trim_posted_ = false;     // guarded by mutex_
   std::list<File*> idle_;        // guarded by mutex_; files nobody has open, the longest idle first
   std::vector<File*> by_fd_;     // guarded by mutex_; which file a lease's descriptor belongs to
   std::atomic<unsigned> inline_hashes_{0};

@@ -38,6 +38,13 @@ class Reaper {
     if (first) wake_.notify_one();
   }
 
+  // Returns once all that was posted before has run.
+  void settle() {
+    std::unique_lock lock(mutex_);
+    wake_.notify_one();
+    idle_.wait(lock, [this] { return jobs_.empty() && !running_; });
+  }
+
  private:
   void run() {
     std::unique_lock lock(mutex_);
@@ -50,16 +57,20 @@ class Reaper {
         lock.lock();
       }
       auto jobs = std::exchange(jobs_, {});
+      running_ = true;
       lock.unlock();
       for (auto& job : jobs) job();
       jobs.clear();
       lock.lock();
+      running_ = false;
+      idle_.notify_all();
     }
   }
 
   std::mutex mutex_;
-  std::condition_variable wake_;
+  std::condition_variable wake_, idle_;
   std::vector<std::function<void()>> jobs_;  // guarded by mutex_
+  bool running_ = false;                     // guarded by mutex_
   bool stopping_ = false;                    // guarded by mutex_
   std::thread thread_;                       // last: it uses the rest
 };
