@@ -54,7 +54,7 @@ void do_forget_multi(fuse_req_t request, size_t count, struct fuse_forget_data* 
 
 void do_getattr(fuse_req_t request, fuse_ino_t node, struct fuse_file_info*) {
   if (ControlDir::owns(node)) return control_getattr(request, node);
-  reply_attr(request, context_of(request).ops.get_attr(node));
+  reply_attr(request, node, context_of(request).ops.get_attr(node));
 }
 
 void do_statx(fuse_req_t request, fuse_ino_t node, int flags, int mask, struct fuse_file_info*) {
@@ -65,7 +65,7 @@ void do_statx(fuse_req_t request, fuse_ino_t node, int flags, int mask, struct f
     return reply(request, status);
   }
   const dev_t device = makedev(attr.stx_dev_major, attr.stx_dev_minor);
-  const double timeout = timeout_of(context, device, attr.stx_ino);
+  const double timeout = timeout_of_attributes(context, node, device, attr.stx_ino);
   attr.stx_ino = context.numbers.shown(device, attr.stx_ino);
   fuse_reply_statx(request, 0, &attr, timeout);
 }
@@ -88,7 +88,7 @@ void do_setattr(fuse_req_t request, fuse_ino_t node, struct stat* attr, int what
   change.kill_suidgid = (what & kill) != 0 || ((what & FUSE_SET_ATTR_SIZE) != 0 && caller.uid != 0);
   change.is_empty = what == 0;
   if (file) change.handle = file->fh;
-  reply_attr(request, context_of(request).ops.set_attr(node, change, caller));
+  reply_attr(request, node, context_of(request).ops.set_attr(node, change, caller));
 }
 
 void do_readlink(fuse_req_t request, fuse_ino_t node) {

@@ -30,12 +30,17 @@ inline void reply_error(fuse_req_t request, const Error& error) { fuse_reply_err
 inline void reply(fuse_req_t request, const Status& status) { fuse_reply_err(request, status ? 0 : status.error().code); }
 
 // How long the kernel may believe what is said of an inode where changes beside the mount are told. Not for ever: a
-// store into a mapping moves times, and nobody tells.
+// store into a mapping beside the mount moves times, and nobody tells.
 inline constexpr double kWatchedSeconds = 300;
 
 inline double timeout_of(const FuseContext& context, dev_t device, ino_t inode) {
   const double unwatched = context.options.timeout_seconds;
   return context.watch && context.watch->is_settled(device, inode) ? std::max(unwatched, kWatchedSeconds) : unwatched;
+}
+
+// Of a known inode's attributes. A store into a mapping moves its times, and nothing tells the kernel.
+inline double timeout_of_attributes(const FuseContext& context, NodeId node, dev_t device, ino_t inode) {
+  return context.files.may_be_mapped_for_writing(node) ? 0 : timeout_of(context, device, inode);
 }
 
 inline double timeout_of_names(const FuseContext& context, NodeId directory) {
@@ -49,7 +54,7 @@ inline struct fuse_entry_param entry_of(const FuseContext& context, NodeId paren
   entry.ino = found.id;
   entry.attr = found.attr;
   entry.attr.st_ino = context.numbers.shown(found.attr.st_dev, found.attr.st_ino);
-  entry.attr_timeout = timeout_of(context, found.attr.st_dev, found.attr.st_ino);
+  entry.attr_timeout = timeout_of_attributes(context, found.id, found.attr.st_dev, found.attr.st_ino);
   // A file with several names is looked up each time: that is how an entry gets the name that was used.
   const bool has_names = S_ISREG(found.attr.st_mode) && found.attr.st_nlink > 1;
   entry.entry_timeout = has_names ? 0 : timeout_of_names(context, parent);
@@ -63,10 +68,10 @@ inline void reply_entry(fuse_req_t request, NodeId parent, const Result<InodeTab
   if (fuse_reply_entry(request, &entry) != 0 && context.table.forget(found->id, 1)) context.files.forget(found->id);
 }
 
-inline void reply_attr(fuse_req_t request, Result<struct stat> attr) {
+inline void reply_attr(fuse_req_t request, NodeId node, Result<struct stat> attr) {
   if (!attr) return reply_error(request, attr.error());
   FuseContext& context = context_of(request);
-  const double timeout = timeout_of(context, attr->st_dev, attr->st_ino);
+  const double timeout = timeout_of_attributes(context, node, attr->st_dev, attr->st_ino);
   attr->st_ino = context.numbers.shown(attr->st_dev, attr->st_ino);
   fuse_reply_attr(request, &*attr, timeout);
 }

@@ -19,8 +19,8 @@
 namespace imafs {
 namespace {
 
-// O_PATH descriptors kept for speed, beside the 1,400 of idle files: all stay below 2,000.
-constexpr std::size_t kCachedDescriptors = 400;
+// O_PATH descriptors kept for speed, beside the 1,300 of idle files: all stay below 2,000.
+constexpr std::size_t kCachedDescriptors = 300;
 constexpr unsigned kMaxThreads = 16;
 
 // <linux/fuse.h> of Debian 12 does not have these yet. Source: include/uapi/linux/fuse.h, since 6.9.

@@ -18,6 +18,7 @@ namespace {
 constexpr auto kLeaseAfterClose = std::chrono::seconds(1);
 // A file that was deleted beside us keeps its blocks while we have it open.
 constexpr auto kKeepIdle = std::chrono::minutes(5);
+constexpr std::size_t kMayWait = 100;  // descriptors beyond the limit
 // A close(2) comes back before its RELEASE arrives; one in flight is no reader any more. So long we wait for
 // it: while the kernel says that requests are under way, and where it cannot say.
 constexpr auto kReleaseUnderWay = std::chrono::milliseconds(45);
@@ -104,6 +105,7 @@ void OpenFiles::finish(std::unique_ptr<Opening> opening, Status status) {
   {
     Lock lock(mutex_);
     if (status) ++(opening->writes() ? file.writers : file.readers);
+    if (status && (opening->request.flags & O_ACCMODE) == O_RDWR) set_writable(file, true, lock);
     file.being_read = false;
     leave_busy(file, lock);
   }
@@ -209,12 +211,14 @@ void OpenFiles::unlist(File& file) {
 }
 
 // Not in the thread that serves a close: the next open would find it busy, and need another one.
-void OpenFiles::trim_idle_soon(const Lock&) {
-  if (idle_.size() <= options_.idle_descriptors || std::exchange(trim_posted_, true)) return;
+void OpenFiles::trim_idle_soon(Lock& lock) {
+  if (idle_.size() <= options_.idle_descriptors) return;
+  if (idle_.size() > options_.idle_descriptors + kMayWait) return trim_idle(lock);
+  if (std::exchange(trim_posted_, true)) return;
   reaper_.post([this] {
-    Lock lock(mutex_);
+    Lock later(mutex_);
     trim_posted_ = false;
-    trim_idle(lock);
+    trim_idle(later);
   });
 }
 
@@ -243,8 +247,9 @@ void OpenFiles::trim_idle(Lock& lock) {
 }
 
 // Nobody has it open, and nobody will find it any more.
-std::unique_ptr<OpenFiles::File> OpenFiles::take_out(File& file, const Lock&) {
+std::unique_ptr<OpenFiles::File> OpenFiles::take_out(File& file, const Lock& lock) {
   unlist(file);
+  set_writable(file, false, lock);
   if (file.anchor) by_fd_[static_cast<std::size_t>(file.anchor.get())] = nullptr;
   const auto found = files_.find(file.node);
   auto taken = std::move(found->second);
@@ -263,6 +268,18 @@ void OpenFiles::retire(std::unique_ptr<File> file) {
   struct stat attr {};
   if (!file->anchor || ::fstat(file->anchor.get(), &attr) != 0 || attr.st_nlink > 0) return;
   reaper_.post([anchor = std::make_shared<UniqueFd>(std::move(file->anchor))] {});
+}
+
+void OpenFiles::set_writable(File& file, bool writable, const Lock&) {
+  if (std::exchange(file.writable, writable) == writable) return;
+  writable ? ++writable_ : --writable_;
+}
+
+bool OpenFiles::may_be_mapped_for_writing(NodeId node) const {
+  if (writable_ == 0) return false;
+  const Lock lock(mutex_);
+  const auto found = files_.find(node);
+  return found != files_.end() && found->second->writable;
 }
 
 void OpenFiles::let_go(NodeId node) {
@@ -374,7 +391,7 @@ void OpenFiles::on_tick() {
     const Lock lock(mutex_);
     for (File* const file : idle_) {
       if (now - file->idle_since < kLeaseAfterClose) break;
-      if (!file->leased || file->busy) continue;
+      if ((!file->leased && !file->writable) || file->busy) continue;
       file->busy = true;
       stale.push_back(file);
     }
@@ -385,6 +402,8 @@ void OpenFiles::on_tick() {
   }
   for (auto& file : leaving) retire(std::move(file));
   for (File* const file : stale) {
+    // Closed for a second: if it can be leased, no mapping stores into it any more.
+    if (file->writable && file->anchor) (void)take_lease(*file, &LeaseKeeper::watch);
     if (file->mapped) note_mapped_readers(*file, true);
     if (!file->mapped) drop_lease(*file);
     Lock lock(mutex_);

@@ -337,6 +337,8 @@ Status OpenFiles::open_for_writing(Opening& opening) {
   }
   file.keep_cache = false;
   file.cached_version = {};
+  // What the kernel has may be kept for long; from now on it is asked for each time.
+  if ((opening.request.flags & O_ACCMODE) == O_RDWR && file.backing_id > 0) kernel_.drop_attributes(file.node);
   if ((opening.request.flags & O_TRUNC) != 0 && !opening.created) status = truncate(opening);
   return status;
 }

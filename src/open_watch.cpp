@@ -29,10 +29,9 @@ LeaseKeeper::Answer OpenFiles::take_lease(File& file, LeaseKeeper::Answer (Lease
     leases_->adopt(file.anchor.get());
   }
   const auto answer = ((*leases_).*ask)(file.anchor.get());
-  if (answer != LeaseKeeper::Answer::kGranted && !had) {
-    const Lock lock(mutex_);
-    file.leased = false;
-  }
+  const Lock lock(mutex_);
+  if (answer != LeaseKeeper::Answer::kGranted && !had) file.leased = false;
+  if (answer == LeaseKeeper::Answer::kGranted && file.writers == 0) set_writable(file, false, lock);
   return answer;
 }
 

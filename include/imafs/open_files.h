@@ -34,7 +34,7 @@ class OpenFiles {
   struct Options {
     bool passthrough = true;
     bool leases = true;
-    std::size_t idle_descriptors = 1400;  // kept for files that nobody has open; a few more for a moment
+    std::size_t idle_descriptors = 1300;  // kept for files that nobody has open; a few more for a moment
     unsigned inline_hashes = 6;           // request threads that may hash a small file at once; 0: pool only
   };
   // What only the FUSE session can do. All thread-safe.
@@ -95,6 +95,9 @@ class OpenFiles {
   void did_change_flags(NodeId node) { kernel_.drop_attributes(node); }  // an ioctl: the ctime has moved
   bool is_written(NodeId node) const;  // somebody has it open for writing through the mount
   void forget(NodeId node);
+  // Whether a mapping of this mount may store into it: open for reading and writing, or so since it was last known
+  // that nobody writes.
+  bool may_be_mapped_for_writing(NodeId node) const;
   void let_go(NodeId node);  // closes it, if nobody has it open
 
   // Gives back every descriptor that nobody needs. For the end, and for tests.
@@ -114,7 +117,7 @@ class OpenFiles {
   void leave_busy(File& file, Lock& lock);
   File& file_of(NodeId node, const Lock& lock);
   void unlist(File& file);
-  void trim_idle_soon(const Lock& lock);
+  void trim_idle_soon(Lock& lock);
   void trim_idle(Lock& lock);
   std::unique_ptr<File> take_out(File& file, const Lock& lock);
   void retire(std::unique_ptr<File> file);
@@ -124,6 +127,7 @@ class OpenFiles {
   void break_lease(File& file);
   void on_tick();
   void drop_lease(File& file);
+  void set_writable(File& file, bool writable, const Lock& lock);
 
   // One open (open_measure.cpp, open_collect.cpp, open_watch.cpp). The file is busy, and ours.
   void run(std::unique_ptr<Opening> opening);
@@ -156,6 +160,7 @@ class OpenFiles {
   std::unordered_map<NodeId, std::unique_ptr<File>> files_;  // guarded by mutex_
   bool trims_newest_ = false;    // guarded by mutex_
   bool trim_posted_ = false;     // guarded by mutex_
+  std::atomic<std::size_t> writable_{0};  // files with may_be_mapped set; changed under mutex_
   std::list<File*> idle_;        // guarded by mutex_; files nobody has open, the longest idle first
   std::vector<File*> by_fd_;     // guarded by mutex_; which file a lease's descriptor belongs to
   std::atomic<unsigned> inline_hashes_{0};

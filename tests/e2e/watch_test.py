@@ -1,6 +1,8 @@
 #!/usr/bin/env python3
 """Names and attributes that the kernel keeps: it does not ask again for what nobody changed, and what is changed beside
 the mount shows within the timeout all the same."""
+import contextlib
+import mmap
 import os
 import signal
 import subprocess
@@ -18,6 +20,17 @@ SLACK = 0.25   # of a busy machine
 def write(path, data=b'data'):
     with open(path, 'wb') as file:
         file.write(data)
+
+
+@contextlib.contextmanager
+def own_file_system():
+    directory = tempfile.mkdtemp(prefix='imafs-e2e-')
+    subprocess.run(['mount', '-t', 'tmpfs', 'none', directory], check=True)
+    try:
+        yield directory
+    finally:
+        subprocess.run(['umount', directory], check=True)
+        os.rmdir(directory)
 
 
 def seen_within(question, want, seconds):
@@ -151,11 +164,34 @@ def check_lost(faults):
                 faults.append(f'{name} is shown as it was before many changes')
 
 
+def check_mapped(faults):
+    """Times that a store into a mapping moves show at once, though nothing tells the kernel of them."""
+    with Mount('--tpm', 'none') as mount:
+        path = mount.path + '/mapped'
+        write(mount.backing + '/mapped', bytes(8192))
+        mtime = lambda: os.stat(path).st_mtime_ns
+        for closed in (False, True):
+            time.sleep(TIMEOUT + 0.2)
+            times = [mtime()]
+            fd = os.open(path, os.O_RDWR)
+            area = mmap.mmap(fd, 8192)
+            if closed:
+                os.close(fd)
+            for _ in range(2):
+                time.sleep(0.05)
+                area[0] = 1
+                times.append(mtime())
+                area.flush()  # the page is clean again: the next store moves the times again
+            area.close()
+            if not closed:
+                os.close(fd)
+            if len(set(times)) != len(times):
+                faults.append(f'closed={closed}: times after stores: {times}')
+
+
 def check_blocks(faults):
     """A file that is deleted beside the mount gives its blocks back, though it was read through it a moment ago."""
-    image = tempfile.mkdtemp(prefix='imafs-e2e-')
-    subprocess.run(['mount', '-t', 'tmpfs', 'none', image], check=True)
-    try:
+    with own_file_system() as image:
         with Mount('--tpm', 'none', backing=image) as mount:
             write(image + '/big', bytes(8 << 20))
             with open(mount.path + '/big', 'rb') as file:
@@ -167,15 +203,12 @@ def check_blocks(faults):
             want = before - (8 << 20) // os.statvfs(image).f_frsize
             if seen_within(used, want, TIMEOUT + SLACK) != want:
                 faults.append(f'{used()} blocks are still used, {before} were')
-    finally:
-        subprocess.run(['umount', image], check=True)
-        os.rmdir(image)
 
 
 def check_kept(faults):
-    """After the timeout nothing is asked for again; without the watch, it is."""
+    """After the timeout nothing is asked for again; without the watch, it is. On a file system that nobody else changes."""
     for options, kept in (((), True), (('--no-watch',), False)):
-        with Mount('--tpm', 'none', *options) as mount:
+        with own_file_system() as image, Mount('--tpm', 'none', *options, backing=image) as mount:
             os.mkdir(mount.backing + '/dir')
             for i in range(50):
                 write(f'{mount.backing}/dir/{i}')
@@ -204,6 +237,7 @@ def main():
     check_writer(faults)
     check_kept(faults)
     check_blocks(faults)
+    check_mapped(faults)
     check_lost(faults)
     for fault in faults:
         print(fault)
