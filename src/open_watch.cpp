@@ -1,5 +1,5 @@
-// Who else has a file open: our count of handles against the kernel's, which a lease tells. Part of OpenFiles, while
-// the file is busy.
+// Who else has a file open: our count of handles against the kernel's, which a lease tells; and what happens when a
+// lease breaks. Part of OpenFiles, while the file is busy.
 #include <thread>
 
 #include "open_file_state.h"
@@ -9,6 +9,13 @@ namespace {
 
 // How long the count of handles and the kernel's count of open files may disagree before we believe the worse one.
 constexpr auto kAgreement = std::chrono::milliseconds(50);
+// A lease holds up writers beside us that open with O_NONBLOCK: not longer than this after the last close.
+constexpr auto kLeaseAfterClose = std::chrono::seconds(1);
+// A file that was deleted beside us keeps its blocks while we have it open.
+constexpr auto kKeepIdle = std::chrono::minutes(5);
+// A close(2) comes back before its RELEASE arrives; one in flight is no reader any more. So long we wait for
+// it: while the kernel says that requests are under way, and where it cannot say.
+constexpr auto kReleaseUnderWay = std::chrono::milliseconds(45);
 constexpr auto kReleaseInFlight = std::chrono::milliseconds(10);
 constexpr auto kPoll = std::chrono::microseconds(100);
 
@@ -117,6 +124,111 @@ bool OpenFiles::nobody_writes(File& file) {
     drop_lease(file);
     if (std::chrono::steady_clock::now() - start >= kAgreement) return false;
     std::this_thread::sleep_for(kPoll);
+  }
+}
+
+// ---- leases ----
+
+// REQUIRES: busy is ours, the mutex is not held.
+void OpenFiles::drop_lease(File& file) {
+  {
+    const Lock lock(mutex_);
+    if (!std::exchange(file.leased, false)) return;
+  }
+  leases_->drop(file.anchor.get());
+  cache_.with(file.node, [](FileRecord& record) { record.stop_watching(now_ns()); });
+}
+
+void OpenFiles::on_break(int fd) {
+  std::vector<std::pair<File*, bool>> files;  // and whether it is ours to leave busy
+  {
+    const Lock lock(mutex_);
+    const auto take = [&](File* file) {
+      if (!file || !file->leased) return;
+      file->leased = false;
+      ++file->pins;
+      files.emplace_back(file, !file->busy);
+      file->broken = file->busy;  // the one at work sees it when it is done
+      file->busy = true;
+      unlist(*file);
+    };
+    if (fd >= 0) {
+      if (static_cast<std::size_t>(fd) < by_fd_.size()) take(by_fd_[static_cast<std::size_t>(fd)]);
+    } else {
+      for (File* const file : by_fd_) take(file);
+    }
+  }
+  for (const auto& [file, ours] : files) {
+    break_lease(*file);
+    Lock lock(mutex_);
+    --file->pins;
+    if (ours) {
+      leave_busy(*file, lock);
+    } else if (!file->busy) {
+      file->busy = true;  // it could not rest while we had it
+      leave_busy(*file, lock);
+    }
+  }
+}
+
+// Somebody beside us wants to write and is held by our lease: the violation first, then let go.
+// The file is pinned, and busy: ours, or an open's that looks at `broken` when it is done.
+void OpenFiles::break_lease(File& file) {
+  bool open_here = false;
+  {
+    Lock lock(mutex_);
+    const auto start = std::chrono::steady_clock::now();
+    while (file.readers > 0 && !file.mapped) {
+      lock.unlock();
+      const auto idle = kernel_.is_idle();
+      const auto limit = idle ? kReleaseUnderWay : kReleaseInFlight;
+      const bool over = idle.value_or(false) || std::chrono::steady_clock::now() - start >= limit;
+      if (over) {
+        lock.lock();
+        break;
+      }
+      std::this_thread::sleep_for(kPoll);
+      lock.lock();
+    }
+    open_here = file.readers > 0 || file.being_read || file.mapped;
+    file.mapped = false;
+  }
+  bool emit = false;
+  cache_.with(file.node, [&](FileRecord& record) {
+    emit = open_here && record.take_tomtou();
+    record.was_written_beside();
+  });
+  if (emit) (void)store_violation(file, Violation::kToMToU, Requester{}, table_.path_of(file.node, 0));
+  leases_->drop(file.anchor.get());
+  cache_.with(file.node, [](FileRecord& record) { record.stop_watching(now_ns()); });
+  if (open_here && file.backing_id == 0) kernel_.drop_page_cache(file.node);
+}
+
+void OpenFiles::on_tick() {
+  std::vector<File*> stale;
+  std::vector<std::unique_ptr<File>> leaving;
+  const auto now = std::chrono::steady_clock::now();
+  {
+    const Lock lock(mutex_);
+    for (File* const file : idle_) {
+      if (now - file->idle_since < kLeaseAfterClose) break;
+      if ((!file->leased && !file->writable) || file->busy) continue;
+      file->busy = true;
+      stale.push_back(file);
+    }
+    for (File* const file : stale) unlist(*file);
+    while (!idle_.empty() && now - idle_.front()->idle_since > kKeepIdle && !idle_.front()->mapped) {
+      leaving.push_back(take_out(*idle_.front(), lock));
+    }
+  }
+  for (auto& file : leaving) retire(std::move(file));
+  for (File* const file : stale) {
+    // Closed for a second: if it can be leased, no mapping stores into it any more.
+    if (file->writable && file->anchor) (void)take_lease(*file, &LeaseKeeper::watch);
+    if (file->mapped) note_mapped_readers(*file, true);
+    if (!file->mapped) drop_lease(*file);
+    Lock lock(mutex_);
+    leave_busy(*file, lock);
   }
 }
 

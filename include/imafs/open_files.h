@@ -123,11 +123,13 @@ class OpenFiles {
   void retire(std::unique_ptr<File> file);
   void note_mapped_readers(File& file, bool again = false);
   void ask_again_for_mapped_readers(NodeId node);
+  void set_writable(File& file, bool writable, const Lock& lock);
+
+  // The lease thread's (open_watch.cpp).
   void on_break(int fd);
   void break_lease(File& file);
   void on_tick();
   void drop_lease(File& file);
-  void set_writable(File& file, bool writable, const Lock& lock);
 
   // One open (open_measure.cpp, open_collect.cpp, open_watch.cpp). The file is busy, and ours.
   void run(std::unique_ptr<Opening> opening);
