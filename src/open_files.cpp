@@ -218,7 +218,7 @@ void OpenFiles::trim_idle_soon(Lock& lock) {
 // again and is larger than the limit finds a part of it each time. Those with mapped readers stay: their lease is the
 // only thing that will tell us of a writer.
 void OpenFiles::trim_idle(Lock& lock) {
-  std::vector<std::unique_ptr<File>> leaving;
+  std::vector<File*> leaving;
   const auto can_go = [](const File* file) { return !file->mapped; };
   while (idle_.size() > options_.idle_descriptors) {
     trims_newest_ = !trims_newest_;
@@ -230,12 +230,28 @@ void OpenFiles::trim_idle(Lock& lock) {
       victim = std::find_if(idle_.begin(), idle_.end(), can_go);
     }
     if (victim == idle_.end()) break;
-    leaving.push_back(take_out(**victim, lock));
+    // Busy until all is closed: an open meanwhile would take our old descriptor for somebody else's.
+    File& file = **victim;
+    unlist(file);
+    file.busy = true;
+    leaving.push_back(&file);
   }
-  if (leaving.empty()) return;
-  lock.unlock();
-  for (auto& file : leaving) retire(std::move(file));
-  lock.lock();
+  for (File* const file : leaving) {
+    lock.unlock();
+    drop_lease(*file);
+    lock.lock();
+    set_writable(*file, false, lock);
+    if (file->anchor) by_fd_[static_cast<std::size_t>(file->anchor.get())] = nullptr;
+    lock.unlock();
+    if (file->backing_id > 0) kernel_.close_backing(std::exchange(file->backing_id, 0));
+    file->anchor.reset();
+    lock.lock();
+    if (file->waiting.empty() && file->pins == 0) {
+      files_.erase(file->node);
+    } else {
+      leave_busy(*file, lock);
+    }
+  }
 }
 
 // Nobody has it open, and nobody will find it any more.
