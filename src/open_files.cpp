@@ -232,21 +232,20 @@ void OpenFiles::trim_idle(Lock& lock) {
     if (victim == idle_.end()) break;
     // Busy until all is closed: an open meanwhile would take our old descriptor for somebody else's.
     File& file = **victim;
+    // The lease thread must not find it any more either.
     unlist(file);
     file.busy = true;
+    set_writable(file, false, lock);
+    if (file.anchor) by_fd_[static_cast<std::size_t>(file.anchor.get())] = nullptr;
     leaving.push_back(&file);
   }
   for (File* const file : leaving) {
     lock.unlock();
     drop_lease(*file);
-    lock.lock();
-    set_writable(*file, false, lock);
-    if (file->anchor) by_fd_[static_cast<std::size_t>(file->anchor.get())] = nullptr;
-    lock.unlock();
     if (file->backing_id > 0) kernel_.close_backing(std::exchange(file->backing_id, 0));
     file->anchor.reset();
     lock.lock();
-    if (file->waiting.empty() && file->pins == 0) {
+    if (file->waiting.empty()) {
       files_.erase(file->node);
     } else {
       leave_busy(*file, lock);
