@@ -7,7 +7,7 @@ import threading
 import time
 import unittest
 
-from mounting import Mount
+from mounting import Mount, known
 
 
 def write(path, text):
@@ -191,9 +191,10 @@ class Measuring(unittest.TestCase):
                 write(f'{mount.backing}/{name}', b'x' * 4096)
             read(mount.path + '/measured')
             os.chmod(mount.path + '/measured', 0o600)  # moves ctime, not the content
-            time.sleep(2.5)  # the lease goes: only time stamps are left
-            for name in ('measured', 'fresh', 'fresh'):
-                os.close(os.open(f'{mount.path}/{name}', os.O_RDONLY | os.O_DIRECT))
+            with known(mount.path + '/measured'):
+                time.sleep(2.5)  # the lease goes: only time stamps are left
+                for name in ('measured', 'fresh', 'fresh'):
+                    os.close(os.open(f'{mount.path}/{name}', os.O_RDONLY | os.O_DIRECT))
             zeros = b'sha256:' + b'0' * 64
             content = b'sha256:' + hashlib.sha256(b'x' * 4096).hexdigest().encode()
             self.assertEqual([(content, b'/measured'), (zeros, b'/fresh')], mount.log())

@@ -1,4 +1,5 @@
 """A mount for a test: its directories, its daemon, and its end, also when the test fails."""
+import contextlib
 import hashlib
 import json
 import os
@@ -21,8 +22,18 @@ def write_binary_log(path, count):
             log.write(struct.pack('<I', 10) + hashlib.sha1(data).digest() + struct.pack('<I', 6) + b'ima-ng' + struct.pack('<I', len(data)) + data)
 
 
+@contextlib.contextmanager
+def known(path):
+    """The kernel keeps the inode, whoever drops caches meanwhile: imafs forgets with the kernel what is measured."""
+    descriptor = os.open(path, os.O_PATH)
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+
+
 class Mount:
-    def __init__(self, *options, backing=None, work=None, user=None):
+    def __init__(self, *options, backing=None, work=None, user=None, prefix=()):
         self.work = work or tempfile.mkdtemp(prefix='imafs-e2e-')
         self.owns_work = work is None
         self.backing = backing or os.path.join(self.work, 'tree')
@@ -31,6 +42,7 @@ class Mount:
         self.messages = os.path.join(self.work, 'messages')
         self.options = list(options)
         self.user = user
+        self.prefix = list(prefix)
         for directory in (self.backing, self.path):
             os.makedirs(directory, exist_ok=True)
         if user:
@@ -42,7 +54,7 @@ class Mount:
         words = [IMAFS, self.path, '--backing', self.backing, '--state', self.state, '--log-file', self.messages, *self.options]
         if self.user:
             words = ['setpriv', '--reuid', self.user, '--regid', 'nogroup', '--clear-groups', '--', *words]
-        done = subprocess.run(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, timeout=60)
+        done = subprocess.run(self.prefix + words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, timeout=60)
         if check and done.returncode != 0:
             raise AssertionError(f'imafs ended with {done.returncode}: {done.stderr}')
         return done
