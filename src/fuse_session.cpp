@@ -4,6 +4,7 @@
 #include <sched.h>
 #include <sys/ioctl.h>
 #include <sys/mount.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -19,7 +20,7 @@
 namespace imafs {
 namespace {
 
-// O_PATH descriptors kept for speed, beside the 1,300 of idle files: all stay below 2,000.
+// O_PATH descriptors kept for speed.
 constexpr std::size_t kCachedDescriptors = 300;
 constexpr unsigned kMaxThreads = 16;
 
@@ -31,6 +32,15 @@ struct BackingMap {
 };
 constexpr unsigned long kBackingOpen = _IOW(229, 1, BackingMap);
 constexpr unsigned long kBackingClose = _IOW(229, 2, std::uint32_t);
+
+// How many descriptors this process may have: the limit that programs are started with, often 1,024, is low for the sake
+// of select(2), which nobody here calls.
+std::size_t descriptor_limit() {
+  struct rlimit limit {1024, 1024};
+  ::getrlimit(RLIMIT_NOFILE, &limit);
+  const struct rlimit raised {limit.rlim_max, limit.rlim_max};
+  return ::setrlimit(RLIMIT_NOFILE, &raised) == 0 ? limit.rlim_max : limit.rlim_cur;
+}
 
 // The arguments of a libfuse session, as its option parser wants them.
 class Arguments {
@@ -63,7 +73,7 @@ class Session final : public FuseSession {
  public:
   Session(SessionOptions options, BackingTree& tree, MeasureGate& gate, ControlDir& control)
       : options_(std::move(options)),
-        table_(InodeTable::create(tree, kCachedDescriptors, reaper_)),
+        table_(InodeTable::create(tree, std::min(kCachedDescriptors, descriptor_limit_ / 16), reaper_)),
         notices_(1),
         files_(open_file_options(), kernel(), tree, *table_, gate, reaper_),
         ops_(*table_, files_, options_.passthrough),
@@ -145,6 +155,9 @@ class Session final : public FuseSession {
     options.passthrough = options_.passthrough;
     options.leases = options_.leases;
     if (!options_.inline_hashing || options_.io_uring) options.inline_hashes = 0;
+    options.idle_descriptors = std::min(options.idle_descriptors, descriptor_limit_ / 4);
+    options.returned_descriptors = std::min(options.returned_descriptors, descriptor_limit_ / 4);
+    options.descriptors = descriptor_limit_ / 4 * 3;
     return options;
   }
 
@@ -232,6 +245,7 @@ class Session final : public FuseSession {
   std::function<void()> ready_;
   // Destroyed last: until the threads of files_ and notices_ have ended they may speak to it.
   std::unique_ptr<struct fuse_session, Destroy> session_;
+  const std::size_t descriptor_limit_ = descriptor_limit();
   Reaper reaper_;
   std::unique_ptr<InodeTable> table_;
   UniqueFd waiting_;

@@ -27,6 +27,7 @@ struct OpenFiles::File {
   bool mapped = false;  // readers live on in mappings whose handles are closed
   bool writable = false;  // a mapping of this mount may store into it
   bool check_mapped = false;  // the last reader left while busy
+  bool returned = false;      // opened again after its descriptor had been given up
   unsigned pins = 0;  // the lease thread is at it: must not go away
   bool listed_idle = false;
   std::list<File*>::iterator idle_position;

@@ -79,6 +79,7 @@ void OpenFiles::begin(std::unique_ptr<Opening> opening) {
     }
     file.busy = true;
     file.broken = false;
+    if (files_.size() > options_.descriptors) trim_idle(lock);
   }
   run(std::move(opening));
 }
@@ -202,10 +203,20 @@ void OpenFiles::unlist(File& file) {
   file.listed_idle = false;
 }
 
+// How many idle files may keep their descriptor. What was opened again after its descriptor had been given up belongs to
+// a tree that is used again and again: it is kept on top, while the tree is small enough for that to help.
+std::size_t OpenFiles::idle_limit() const {
+  const bool helps = returned_ > 0 && table_.size() <= options_.small_tree;
+  const std::size_t wanted = options_.idle_descriptors + (helps ? std::min(returned_, options_.returned_descriptors) : 0);
+  const std::size_t open = files_.size() - idle_.size();
+  return std::min(wanted, options_.descriptors - std::min(options_.descriptors, open));
+}
+
 // Not in the thread that serves a close: the next open would find it busy, and need another one.
 void OpenFiles::trim_idle_soon(Lock& lock) {
-  if (idle_.size() <= options_.idle_descriptors) return;
-  if (idle_.size() > options_.idle_descriptors + kMayWait) return trim_idle(lock);
+  const std::size_t limit = idle_limit();
+  if (idle_.size() <= limit) return;
+  if (idle_.size() > limit + kMayWait) return trim_idle(lock);
   if (std::exchange(trim_posted_, true)) return;
   reaper_.post([this] {
     Lock later(mutex_);
@@ -220,7 +231,8 @@ void OpenFiles::trim_idle_soon(Lock& lock) {
 void OpenFiles::trim_idle(Lock& lock) {
   std::vector<File*> leaving;
   const auto can_go = [](const File* file) { return !file->mapped; };
-  while (idle_.size() > options_.idle_descriptors) {
+  const std::size_t limit = idle_limit();
+  while (idle_.size() > limit) {
     trims_newest_ = !trims_newest_;
     auto victim = idle_.end();
     if (trims_newest_) {
@@ -230,21 +242,31 @@ void OpenFiles::trim_idle(Lock& lock) {
       victim = std::find_if(idle_.begin(), idle_.end(), can_go);
     }
     if (victim == idle_.end()) break;
-    // Busy until all is closed: an open meanwhile would take our old descriptor for somebody else's.
-    File& file = **victim;
-    // The lease thread must not find it any more either.
-    unlist(file);
-    file.busy = true;
-    set_writable(file, false, lock);
-    if (file.anchor) by_fd_[static_cast<std::size_t>(file.anchor.get())] = nullptr;
-    leaving.push_back(&file);
+    leaving.push_back(&claim(**victim, lock));
   }
-  for (File* const file : leaving) {
+  give_up(leaving, lock);
+}
+
+// An idle file is about to lose its descriptor: from here to the end of give_up() it is busy, or an open meanwhile would
+// take our old descriptor for somebody else's; and the lease thread finds it no more.
+OpenFiles::File& OpenFiles::claim(File& file, const Lock& lock) {
+  unlist(file);
+  file.busy = true;
+  set_writable(file, false, lock);
+  if (file.anchor) by_fd_[static_cast<std::size_t>(file.anchor.get())] = nullptr;
+  return file;
+}
+
+// Closes what claimed files hold, and forgets those that nobody waits for.
+void OpenFiles::give_up(const std::vector<File*>& files, Lock& lock) {
+  for (File* const file : files) {
     lock.unlock();
     drop_lease(*file);
+    cache_.with_existing(file->node, [](FileRecord& record) { record.gave_up_descriptor(); });
     if (file->backing_id > 0) kernel_.close_backing(std::exchange(file->backing_id, 0));
-    file->anchor.reset();
+    close_anchor(*file);
     lock.lock();
+    if (std::exchange(file->returned, false)) --returned_;
     if (file->waiting.empty()) {
       files_.erase(file->node);
     } else {
@@ -253,28 +275,13 @@ void OpenFiles::trim_idle(Lock& lock) {
   }
 }
 
-// Nobody has it open, and nobody will find it any more.
-std::unique_ptr<OpenFiles::File> OpenFiles::take_out(File& file, const Lock& lock) {
-  unlist(file);
-  set_writable(file, false, lock);
-  if (file.anchor) by_fd_[static_cast<std::size_t>(file.anchor.get())] = nullptr;
-  const auto found = files_.find(file.node);
-  auto taken = std::move(found->second);
-  files_.erase(found);
-  return taken;
-}
-
-// REQUIRES: the file is in no list any more, the mutex is not held. Not later, or whoever opens it meanwhile would take
-// our own descriptor for somebody else's; but nobody opens a deleted file, and its last close is what takes time.
-void OpenFiles::retire(std::unique_ptr<File> file) {
-  if (file->leased) {
-    LeaseKeeper::drop(file->anchor.get());
-    cache_.with_existing(file->node, [](FileRecord& record) { record.stop_watching(now_ns()); });
-  }
-  if (file->backing_id > 0) kernel_.close_backing(file->backing_id);
+// The last close of a deleted file takes long, and nobody will open it again.
+void OpenFiles::close_anchor(File& file) {
   struct stat attr {};
-  if (!file->anchor || ::fstat(file->anchor.get(), &attr) != 0 || attr.st_nlink > 0) return;
-  reaper_.post([anchor = std::make_shared<UniqueFd>(std::move(file->anchor))] {});
+  if (file.anchor && ::fstat(file.anchor.get(), &attr) == 0 && attr.st_nlink == 0) {
+    reaper_.post([anchor = std::make_shared<UniqueFd>(std::move(file.anchor))] {});
+  }
+  file.anchor.reset();
 }
 
 void OpenFiles::set_writable(File& file, bool writable, const Lock&) {
@@ -290,13 +297,10 @@ bool OpenFiles::may_be_mapped_for_writing(NodeId node) const {
 }
 
 void OpenFiles::let_go(NodeId node) {
-  std::unique_ptr<File> leaving;
-  {
-    const Lock lock(mutex_);
-    const auto found = files_.find(node);
-    if (found != files_.end() && found->second->listed_idle) leaving = take_out(*found->second, lock);
-  }
-  if (leaving) retire(std::move(leaving));
+  Lock lock(mutex_);
+  const auto found = files_.find(node);
+  if (found == files_.end() || !found->second->listed_idle || found->second->busy) return;
+  give_up({&claim(*found->second, lock)}, lock);
 }
 
 void OpenFiles::forget(NodeId node) {
@@ -305,12 +309,10 @@ void OpenFiles::forget(NodeId node) {
 }
 
 void OpenFiles::drop_idle() {
-  std::vector<std::unique_ptr<File>> leaving;
-  {
-    const Lock lock(mutex_);
-    while (!idle_.empty()) leaving.push_back(take_out(*idle_.front(), lock));
-  }
-  for (auto& file : leaving) retire(std::move(file));
+  Lock lock(mutex_);
+  std::vector<File*> leaving;
+  while (!idle_.empty()) leaving.push_back(&claim(*idle_.front(), lock));
+  give_up(leaving, lock);
 }
 
 // ---- changes that are not opens ----

@@ -196,7 +196,10 @@ Status OpenFiles::prepare(Opening& opening) {
     }
     if (file.anchor) {
       const auto index = static_cast<std::size_t>(file.anchor.get());
+      bool returned = false;
+      cache_.with_existing(file.node, [&](FileRecord& record) { returned = record.take_given_up(); });
       const Lock lock(mutex_);
+      if (returned && !std::exchange(file.returned, true)) ++returned_;
       if (by_fd_.size() <= index) by_fd_.resize(index + 256);
       by_fd_[index] = &file;
     }

@@ -136,7 +136,7 @@ void OpenFiles::drop_lease(File& file) {
     if (!std::exchange(file.leased, false)) return;
   }
   leases_->drop(file.anchor.get());
-  cache_.with(file.node, [](FileRecord& record) { record.stop_watching(now_ns()); });
+  cache_.with_existing(file.node, [](FileRecord& record) { record.stop_watching(now_ns()); });
 }
 
 void OpenFiles::on_break(int fd) {
@@ -205,23 +205,26 @@ void OpenFiles::break_lease(File& file) {
 }
 
 void OpenFiles::on_tick() {
-  std::vector<File*> stale;
-  std::vector<std::unique_ptr<File>> leaving;
+  std::vector<File*> stale, leaving;
   const auto now = std::chrono::steady_clock::now();
   {
-    const Lock lock(mutex_);
+    Lock lock(mutex_);
     for (File* const file : idle_) {
-      if (now - file->idle_since < kLeaseAfterClose) break;
-      if ((!file->leased && !file->writable) || file->busy) continue;
+      const auto idle = now - file->idle_since;
+      if (idle < kLeaseAfterClose) break;
+      if (idle > kKeepIdle && !file->mapped) {
+        leaving.push_back(file);
+      } else if (file->leased || file->writable) {
+        stale.push_back(file);
+      }
+    }
+    for (File* const file : stale) {
       file->busy = true;
-      stale.push_back(file);
+      unlist(*file);
     }
-    for (File* const file : stale) unlist(*file);
-    while (!idle_.empty() && now - idle_.front()->idle_since > kKeepIdle && !idle_.front()->mapped) {
-      leaving.push_back(take_out(*idle_.front(), lock));
-    }
+    for (File* const file : leaving) claim(*file, lock);
+    give_up(leaving, lock);
   }
-  for (auto& file : leaving) retire(std::move(file));
   for (File* const file : stale) {
     // Closed for a second: if it can be leased, no mapping stores into it any more.
     if (file->writable && file->anchor) (void)take_lease(*file, &LeaseKeeper::watch);

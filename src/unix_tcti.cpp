@@ -19,6 +19,9 @@ constexpr std::string_view kPrefix = "swtpm:path=";
 constexpr std::uint64_t kMagic = 0x696d616673'75ULL;
 constexpr std::chrono::milliseconds kQueueFull{1};
 constexpr std::size_t kHeader = 10;  // tag, size, code: TCG TPM 2.0 Part 1, section 18
+// A connection costs as much as a command: those that follow each other closely share one.
+constexpr std::chrono::milliseconds kKeepIdle{2};
+constexpr std::chrono::milliseconds kTurn{20};
 
 }  // namespace
 
@@ -46,6 +49,16 @@ UnixTcti::UnixTcti(std::string path, std::chrono::milliseconds limit) : path_(st
   };
   common.setLocality = [](TSS2_TCTI_CONTEXT*, std::uint8_t) -> TSS2_RC { return TSS2_TCTI_RC_NOT_IMPLEMENTED; };
   common_.makeSticky = [](TSS2_TCTI_CONTEXT*, TPM2_HANDLE*, std::uint8_t) -> TSS2_RC { return TSS2_TCTI_RC_NOT_IMPLEMENTED; };
+  closer_ = std::thread([this] { close_idle(); });
+}
+
+UnixTcti::~UnixTcti() {
+  {
+    const std::lock_guard lock(mutex_);
+    stopping_ = true;
+  }
+  changed_.notify_all();
+  closer_.join();
 }
 
 UnixTcti& UnixTcti::of(TSS2_TCTI_CONTEXT* context) {
@@ -67,46 +80,77 @@ bool UnixTcti::wait_for(short events) {
 }
 
 bool UnixTcti::connect() {
-  timed_out_ = false;
-  deadline_ = std::chrono::steady_clock::now() + limit_;
-  socket_.reset(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
-  if (!socket_) return false;
+  UniqueFd made(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
+  if (!made) return false;
   struct sockaddr_un address {};
   address.sun_family = AF_UNIX;
   path_.copy(address.sun_path, sizeof address.sun_path - 1);
   // With a full queue of connections a nonblocking connect(2) to a unix socket does not begin: EAGAIN.
-  while (::connect(socket_.get(), reinterpret_cast<const struct sockaddr*>(&address), sizeof address) != 0) {
+  while (::connect(made.get(), reinterpret_cast<const struct sockaddr*>(&address), sizeof address) != 0) {
     if (errno != EAGAIN && errno != EINTR) return false;
     timed_out_ = std::chrono::steady_clock::now() >= deadline_;
     if (timed_out_) return false;
     std::this_thread::sleep_for(kQueueFull);
   }
+  const std::lock_guard lock(mutex_);
+  socket_ = std::move(made);
+  connected_ = std::chrono::steady_clock::now();
+  changed_.notify_all();
   return true;
 }
 
+// The time of a command begins. Takes the connection that is open, if its turn is not over and the other side is there.
+void UnixTcti::begin_command() {
+  timed_out_ = false;
+  deadline_ = std::chrono::steady_clock::now() + limit_;
+  const std::lock_guard lock(mutex_);
+  in_command_ = true;
+  std::uint8_t unexpected = 0;
+  if (socket_ && (std::chrono::steady_clock::now() - connected_ >= kTurn ||
+                  ::recv(socket_.get(), &unexpected, 1, MSG_PEEK | MSG_DONTWAIT) >= 0 || errno != EAGAIN)) {
+    socket_.reset();
+  }
+}
+
+void UnixTcti::end_command(bool keep) {
+  const std::lock_guard lock(mutex_);
+  if (!keep) socket_.reset();
+  in_command_ = false;
+  last_command_ = std::chrono::steady_clock::now();
+}
+
+void UnixTcti::close_idle() {
+  std::unique_lock lock(mutex_);
+  while (!stopping_) {
+    if (!socket_) {
+      changed_.wait(lock);
+      continue;
+    }
+    changed_.wait_for(lock, kKeepIdle);
+    if (!in_command_ && std::chrono::steady_clock::now() - last_command_ >= kKeepIdle) socket_.reset();
+  }
+}
+
 bool UnixTcti::can_connect() {
-  const bool can = connect();
-  socket_.reset();
+  begin_command();
+  const bool can = socket_ || connect();
+  end_command(false);
   return can;
 }
 
 TSS2_RC UnixTcti::transmit(const std::uint8_t* command, std::size_t size) {
-  if (!connect()) return TSS2_TCTI_RC_IO_ERROR;
-  for (std::size_t done = 0; done < size;) {
-    const ssize_t sent = ::send(socket_.get(), command + done, size - done, MSG_NOSIGNAL);
-    if (sent > 0) done += static_cast<std::size_t>(sent);
-    if (sent < 0 && errno == EINTR) continue;
-    if (sent < 0 && (errno != EAGAIN || !wait_for(POLLOUT))) return TSS2_TCTI_RC_IO_ERROR;
-  }
-  return TSS2_RC_SUCCESS;
+  begin_command();
+  const bool sent = (socket_ || connect()) && send_all(command, size);
+  if (!sent) end_command(false);
+  return sent ? TSS2_RC_SUCCESS : TSS2_TCTI_RC_IO_ERROR;
 }
 
-bool UnixTcti::read_all(std::uint8_t* to, std::size_t size) {
+bool UnixTcti::send_all(const std::uint8_t* from, std::size_t size) {
   for (std::size_t done = 0; done < size;) {
-    if (!wait_for(POLLIN)) return false;
-    const ssize_t got = ::recv(socket_.get(), to + done, size - done, 0);
-    if (got > 0) done += static_cast<std::size_t>(got);
-    if (got == 0 || (got < 0 && errno != EINTR && errno != EAGAIN)) return false;
+    const ssize_t sent = ::send(socket_.get(), from + done, size - done, MSG_NOSIGNAL);
+    if (sent > 0) done += static_cast<std::size_t>(sent);
+    if (sent < 0 && errno == EINTR) continue;
+    if (sent < 0 && (errno != EAGAIN || !wait_for(POLLOUT))) return false;
   }
   return true;
 }
@@ -117,14 +161,25 @@ TSS2_RC UnixTcti::receive(std::size_t* size, std::uint8_t* response) {
     *size = TPM2_MAX_RESPONSE_SIZE;
     return TSS2_RC_SUCCESS;
   }
-  if (*size < kHeader) return TSS2_TCTI_RC_INSUFFICIENT_BUFFER;
-  if (!read_all(response, kHeader)) return TSS2_TCTI_RC_IO_ERROR;
-  const std::size_t whole = load_be32(ByteView(response + 2, 4));
-  if (whole < kHeader || whole > *size) return TSS2_TCTI_RC_MALFORMED_RESPONSE;
-  if (!read_all(response + kHeader, whole - kHeader)) return TSS2_TCTI_RC_IO_ERROR;
-  *size = whole;
-  socket_.reset();
-  return TSS2_RC_SUCCESS;
+  const TSS2_RC code = receive_whole(*size, response);
+  end_command(code == TSS2_RC_SUCCESS);
+  return code;
+}
+
+// `size`: the room there is, then what was received.
+TSS2_RC UnixTcti::receive_whole(std::size_t& size, std::uint8_t* response) {
+  const std::size_t room = size;
+  if (room < kHeader) return TSS2_TCTI_RC_INSUFFICIENT_BUFFER;
+  std::size_t whole = kHeader;
+  for (size = 0; size < whole;) {
+    if (!wait_for(POLLIN)) return TSS2_TCTI_RC_IO_ERROR;
+    const ssize_t got = ::recv(socket_.get(), response + size, room - size, 0);
+    if (got > 0) size += static_cast<std::size_t>(got);
+    if (got == 0 || (got < 0 && errno != EINTR && errno != EAGAIN)) return TSS2_TCTI_RC_IO_ERROR;
+    if (size >= kHeader) whole = load_be32(ByteView(response + 2, 4));
+    if (whole < kHeader || whole > room) return TSS2_TCTI_RC_MALFORMED_RESPONSE;
+  }
+  return size == whole ? TSS2_RC_SUCCESS : TSS2_TCTI_RC_MALFORMED_RESPONSE;
 }
 
 }  // namespace imafs

@@ -7,21 +7,25 @@
 #include <tss2/tss2_tcti.h>
 
 #include <chrono>
-#include <memory>
+#include <condition_variable>
+#include <mutex>
 #include <optional>
 #include <string>
+#include <thread>
 
 #include "imafs/unique_fd.h"
 
 namespace imafs {
 
-// One thread at a time, as every TCTI. Each command has a connection of its own, so others get their turn.
+// One thread at a time, as every TCTI. A swtpm serves one connection after the other: ours is closed when no command
+// followed for 2 ms, and after 20 ms in any case, so that others get their turn.
 class UnixTcti {
  public:
   // The path in `tcti`, if it names a unix socket and nothing else.
   static std::optional<std::string> path_in(const std::string& tcti);
 
   UnixTcti(std::string path, std::chrono::milliseconds limit);
+  ~UnixTcti();
   UnixTcti(const UnixTcti&) = delete;
   UnixTcti& operator=(const UnixTcti&) = delete;
 
@@ -32,17 +36,29 @@ class UnixTcti {
  private:
   static UnixTcti& of(TSS2_TCTI_CONTEXT* context);
   bool connect();
+  void begin_command();
+  void end_command(bool keep);
+  void close_idle();
   TSS2_RC transmit(const std::uint8_t* command, std::size_t size);
   TSS2_RC receive(std::size_t* size, std::uint8_t* response);
   bool wait_for(short events);
-  bool read_all(std::uint8_t* to, std::size_t size);
+  bool send_all(const std::uint8_t* from, std::size_t size);
+  TSS2_RC receive_whole(std::size_t& size, std::uint8_t* response);
 
   TSS2_TCTI_CONTEXT_COMMON_V2 common_{};  // first: the library sees this
   const std::string path_;
   const std::chrono::milliseconds limit_;
   std::chrono::steady_clock::time_point deadline_;
-  UniqueFd socket_;
   bool timed_out_ = false;
+
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  UniqueFd socket_;  // guarded by mutex_, but the thread of a command has it to itself
+  bool in_command_ = false;                           // guarded by mutex_, as what follows
+  bool stopping_ = false;
+  std::chrono::steady_clock::time_point connected_;
+  std::chrono::steady_clock::time_point last_command_;
+  std::thread closer_;
 };
 
 }  // namespace imafs

@@ -19,7 +19,7 @@ namespace imafs {
 // A number that stands for one inode for as long as it is known, and for no other one ever.
 using FileId = std::uint64_t;
 
-// 80 bytes: there may be a million of them.
+// 88 bytes: there may be a million of them.
 class FileRecord {
  public:
   enum class Standing {
@@ -68,6 +68,9 @@ class FileRecord {
   bool take_tomtou() { return std::exchange(may_emit_tomtou_, false); }
   bool take_open_writers() { return !std::exchange(open_writers_emitted_, true); }
   bool has_emitted_open_writers() const { return open_writers_emitted_; }
+  // Our descriptor of it was given up, for others; told once.
+  void gave_up_descriptor() { given_up_ = true; }
+  bool take_given_up() { return std::exchange(given_up_, false); }
   void writing_phase_ended() { open_writers_emitted_ = in_writing_phase_ = false; }
 
  private:
@@ -84,6 +87,7 @@ class FileRecord {
   bool times_set_ = false;
   bool may_emit_tomtou_ = false;
   bool open_writers_emitted_ = false;
+  bool given_up_ = false;
 };
 
 class MeasureCache {

@@ -34,7 +34,10 @@ class OpenFiles {
   struct Options {
     bool passthrough = true;
     bool leases = true;
-    std::size_t idle_descriptors = 1300;  // kept for files that nobody has open; a few more for a moment
+    std::size_t idle_descriptors = 1300;      // kept for files that nobody has open; a few more for a moment
+    std::size_t returned_descriptors = 4000;  // and for those that were opened again after theirs was given up,
+    std::uint64_t small_tree = 16000;         // while not more inodes than these are known;
+    std::size_t descriptors = 12000;          // for open files and idle ones together: these make room
     unsigned inline_hashes = 6;           // request threads that may hash a small file at once; 0: pool only
   };
   // What only the FUSE session can do. All thread-safe.
@@ -119,8 +122,10 @@ class OpenFiles {
   void unlist(File& file);
   void trim_idle_soon(Lock& lock);
   void trim_idle(Lock& lock);
-  std::unique_ptr<File> take_out(File& file, const Lock& lock);
-  void retire(std::unique_ptr<File> file);
+  std::size_t idle_limit() const;  // REQUIRES: the mutex is held
+  File& claim(File& file, const Lock& lock);
+  void give_up(const std::vector<File*>& files, Lock& lock);
+  void close_anchor(File& file);
   void note_mapped_readers(File& file, bool again = false);
   void ask_again_for_mapped_readers(NodeId node);
   void set_writable(File& file, bool writable, const Lock& lock);
@@ -160,6 +165,7 @@ class OpenFiles {
 
   mutable std::mutex mutex_;
   std::unordered_map<NodeId, std::unique_ptr<File>> files_;  // guarded by mutex_
+  std::size_t returned_ = 0;     // guarded by mutex_; files with `returned` set
   bool trims_newest_ = false;    // guarded by mutex_
   bool trim_posted_ = false;     // guarded by mutex_
   std::atomic<std::size_t> writable_{0};  // files with may_be_mapped set; changed under mutex_

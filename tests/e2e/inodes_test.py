@@ -56,6 +56,28 @@ class Inodes(unittest.TestCase):
             self.assertLess(mount.status()['counters']['imafs_known_inodes'], 100)
             self.assertLess(descriptors(pid), 100)
 
+    def test_few_descriptors_are_enough_for_many_files(self):
+        def read(view, i):
+            with open(f'{view}/{i}', 'rb') as file:
+                return file.read()
+
+        for limit in ('512:512', '512:4096'):
+            with Mount(prefix=['prlimit', f'--nofile={limit}']) as mount:
+                for i in range(2000):
+                    with open(f'{mount.backing}/{i}', 'w') as file:
+                        file.write(str(i))
+                for _ in range(3):  # what comes back is kept, if there is room
+                    for i in range(2000):
+                        self.assertEqual(b'%d' % i, read(mount.path, i))
+                held = [open(f'{mount.path}/{i}', 'rb') for i in range(350)]
+                try:
+                    for i in range(2000):
+                        read(mount.path, i)
+                finally:
+                    for file in held:
+                        file.close()
+                self.assertEqual(0, mount.verify().returncode)
+
 
 if __name__ == '__main__':
     if os.geteuid() != 0:
