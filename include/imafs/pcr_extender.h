@@ -22,7 +22,7 @@ struct TpmClock {
   bool operator==(const TpmClock&) const = default;
 };
 
-// Thread-safe. Holds nothing open in the TPM between two calls.
+// Thread-safe. Leaves no object in the TPM between two calls and keeps nobody out (on a unix socket: 20 ms at most).
 class PcrExtender {
  public:
   virtual ~PcrExtender() = default;
