@@ -1,5 +1,6 @@
 """A mount for a test: its directories, its daemon, and its end, also when the test fails."""
 import contextlib
+import glob
 import hashlib
 import json
 import os
@@ -130,13 +131,18 @@ class Mount:
 
     def __exit__(self, *_):
         self.stop()
-        # A swtpm whose daemon was killed is ours to end.
-        try:
-            pid = self.swtpm_pid()
-            with open(f'/proc/{pid}/cmdline', 'rb') as command:
-                if self.state.encode() in command.read():
-                    os.kill(pid, 15)
-        except (OSError, ValueError):
-            pass
+        # A swtpm whose daemon was killed is ours to end, and so is what a test mounted below.
+        for pid_file in glob.glob(self.work + '/*/tpm/pid'):
+            try:
+                with open(pid_file) as file:
+                    pid = int(file.read())
+                with open(f'/proc/{pid}/cmdline', 'rb') as command:
+                    if os.path.dirname(pid_file).encode() in command.read():
+                        os.kill(pid, 15)
+            except (OSError, ValueError):
+                pass
+        for directory in (self.backing, self.state):
+            if os.path.ismount(directory) and directory.startswith(self.work):
+                subprocess.run(['umount', '-l', directory])
         if self.owns_work:
             shutil.rmtree(self.work, ignore_errors=True)
