@@ -156,7 +156,7 @@ class Session final : public FuseSession {
     options.leases = options_.leases;
     if (!options_.inline_hashing || options_.io_uring) options.inline_hashes = 0;
     options.idle_descriptors = std::min(options.idle_descriptors, descriptor_limit_ / 4);
-    options.returned_descriptors = std::min(options.returned_descriptors, descriptor_limit_ / 4);
+    options.returned_descriptors = std::min(options.returned_descriptors, descriptor_limit_ / 2);
     options.descriptors = descriptor_limit_ / 4 * 3;
     return options;
   }

@@ -35,7 +35,7 @@ class OpenFiles {
     bool passthrough = true;
     bool leases = true;
     std::size_t idle_descriptors = 1300;      // kept for files that nobody has open; a few more for a moment
-    std::size_t returned_descriptors = 4000;  // and for those that were opened again after theirs was given up,
+    std::size_t returned_descriptors = 8000;  // and for those that were opened again after theirs was given up,
     std::uint64_t small_tree = 16000;         // while not more inodes than these are known;
     std::size_t descriptors = 12000;          // for open files and idle ones together: these make room
     unsigned inline_hashes = 6;           // request threads that may hash a small file at once; 0: pool only

@@ -249,6 +249,66 @@ class Bench:
             print(f'{name:44} {value:6.2f}  (goal {limit})', flush=True)
         return {'seconds': results, 'table': {name: value for name, (value, limit) in table.items()}, 'limits': {name: limit for name, (value, limit) in table.items()}}
 
+    # ---- large: one file of gigabytes, 100,000 small ones
+
+    def large(self, rounds):
+        """A cold file of 1 GiB; how long others' opens take while 4 GiB are hashed; a tree that passthrough_hp has no descriptors for."""
+        ratios = {'cold 1 GiB, open / plain read': [], 'the same, open and read / plain read': []}
+        for number in range(rounds):
+            with open(self.tree + '/gigabyte', 'r+b') as file:
+                file.write(os.urandom(16))  # as new
+            sh(['sync'])
+            seconds = []
+            for view in ('plain', 'imafs'):
+                drop_caches()
+                before = time.monotonic()
+                descriptor = os.open(self.views[view] + '/gigabyte', os.O_RDONLY)
+                opened = time.monotonic() - before
+                while os.read(descriptor, MIB):
+                    pass
+                os.close(descriptor)
+                seconds.append((opened, time.monotonic() - before))
+            for name, spent in zip(ratios, seconds[1]):
+                ratios[name].append(spent / seconds[0][1])
+        table = {name: (statistics.median(values), limit) for (name, values), limit in zip(ratios.items(), (1.25, None))}
+
+        measured = [f"{self.views['imafs']}/small/{i // 100}/{i}" for i in range(1000)]
+        for path in measured:
+            os.close(os.open(path, os.O_RDONLY))
+        later = []
+        for number in range(rounds):
+            with open(self.tree + '/four', 'wb') as file:
+                file.write(os.urandom(16))
+                file.truncate(4096 * MIB)
+            before = latencies(measured, lambda: False)
+            reader = threading.Thread(target=lambda: os.close(os.open(self.views['imafs'] + '/four', os.O_RDONLY)))
+            reader.start()
+            during = latencies(measured, lambda: not reader.is_alive())
+            reader.join()
+            later.append(percentile(during, 99) - percentile(before, 99))
+        table['while 4 GiB are hashed, p99 of an open: ms more'] = (statistics.median(later) * 1000, 2)
+
+        repository = self.tree + '/large'
+        for i in range(100000):
+            write(f'{repository}/{i // 500}/{i}', b'%d' % i)
+        git = ['git', '-C', repository, '-c', 'user.name=bench', '-c', 'user.email=bench@example.org', '-c', 'gc.auto=0']
+        for words in (['init', '-q'], ['add', '.'], ['commit', '-qm', 'files'], ['update-index', '-q', '--really-refresh']):
+            sh(git + words)
+        for name, words in (('find', ['find', 'VIEW', '-printf', '%s']), ('git status', ['git', '-C', 'VIEW', 'status', '--porcelain'])):
+            seconds = {}
+            for view in ('plain', 'imafs', 'hp'):
+                here = [word.replace('VIEW', self.views[view] + '/large') for word in words]
+                try:
+                    timed(here)
+                    seconds[view] = statistics.median(timed(here) for _ in range(3))
+                except RuntimeError:
+                    seconds[view] = None  # EMFILE
+            table[f'{name} of 100,000 files, warm, imafs / plain'] = (seconds['imafs'] / seconds['plain'], None)
+            print(f"{name} of 100,000 files with passthrough_hp: {'works' if seconds['hp'] else 'fails'}", flush=True)
+        for name, (value, limit) in table.items():
+            print(f'{name:52} {value:6.2f}  {"" if limit is None else f"(goal {limit})"}', flush=True)
+        return {name: value for name, (value, limit) in table.items()}
+
     def write_list(self, directory, count):
         path = self.scratch + '/touch.plain'
         write(path, ''.join(f'{directory}/{i // 500}/{i}\n' for i in range(count)).encode())
@@ -262,6 +322,24 @@ class Bench:
         short_rate = float([line for line in short.splitlines() if line.startswith('+F:')][0].split(':')[-1])
         extend = float(sh([os.environ['IMAFS_EXTEND_BENCH'], '2000']))  # seconds for one
         return count * (4096 / hash_rate + 4 * 100 / short_rate + extend)
+
+
+def latencies(paths, is_over):
+    """Seconds that opening each of `paths` takes, one after the other, until all are done or it is over."""
+    spent = []
+    for path in paths:
+        before = time.perf_counter()
+        descriptor = os.open(path, os.O_RDONLY)
+        spent.append(time.perf_counter() - before)
+        os.close(descriptor)
+        time.sleep(0.0005)
+        if is_over():
+            break
+    return spent
+
+
+def percentile(values, percent):
+    return sorted(values)[min(len(values) - 1, len(values) * percent // 100)]
 
 
 def summary(name, seconds):
@@ -322,14 +400,17 @@ def main():
         bench.fill()
         bench.mount()
         results = bench.run(options.rounds, [prefix for prefix in options.only.split(',') if prefix])
-        first = None if options.no_first_touch else bench.first_touch(max(3, options.rounds // 2))
+        first = large = None
+        if not options.no_first_touch:
+            first = bench.first_touch(max(3, options.rounds // 2))
+            large = bench.large(max(3, options.rounds // 2))
     finally:
         bench.unmount()
         shutil.rmtree(scratch, ignore_errors=True)
     if options.write:
         about = {'kernel': platform.release(), 'cpus': os.cpu_count(), 'date': time.strftime('%Y-%m-%d'), 'rounds': options.rounds}
         with open(options.write + '/bench.json', 'w') as file:
-            json.dump({'about': about, 'tests': results, 'first touch': first}, file, indent=1)
+            json.dump({'about': about, 'tests': results, 'first touch': first, 'large': large}, file, indent=1)
         with open(options.write + '/bench.svg', 'w') as file:
             file.write(chart(results))
     return 0
