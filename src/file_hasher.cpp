@@ -9,8 +9,6 @@
 #include <algorithm>
 #include <array>
 #include <memory>
-#include <semaphore>
-#include <thread>
 
 #include "imafs/file_version.h"
 #include "imafs/posix_file.h"
@@ -22,11 +20,6 @@ namespace {
 constexpr std::size_t kReadSize = 128 * 1024;
 // From here on it pays to tell the kernel that the whole file will be read in order.
 constexpr std::int64_t kReadAheadFrom = 1024 * 1024;
-// From here on a thread that reads while this one hashes is worth its start: reading from the page cache takes a third as
-// long as hashing.
-constexpr std::int64_t kPipelineFrom = 8 * 1024 * 1024;
-constexpr std::size_t kPartSize = 512 * 1024;
-constexpr std::size_t kParts = 4;
 
 constexpr std::size_t kSignatureHeaderSize = 9;
 
@@ -47,86 +40,30 @@ HashTools& thread_tools() {
   return tools;
 }
 
-// A file's content, part by part, read by a thread of its own that is up to kParts ahead.
-class ReadAhead {
- public:
-  ReadAhead(int fd, std::int64_t size) : fd_(fd), left_(size), reader_([this] { read(); }) {}
-
-  // What pread_full() says of the next part; the bytes hold until the next call. Not after an error or an early end.
-  Result<ByteView> next() {
-    if (taken_ > 0) free_.release();
-    full_.acquire();
-    const Part& part = parts_[taken_++ % kParts];
-    if (!part.size) return fail(part.size.error());
-    return ByteView(part.bytes.get(), *part.size);
-  }
-
- private:
-  struct Part {
-    std::unique_ptr<std::uint8_t[]> bytes = std::make_unique<std::uint8_t[]>(kPartSize);
-    Result<std::size_t> size = 0;
-  };
-
-  void read() {
-    std::uint64_t offset = 0;
-    for (std::size_t number = 0; left_ > 0; ++number) {
-      free_.acquire();
-      Part& part = parts_[number % kParts];
-      part.size = pread_full(fd_, {part.bytes.get(), std::min<std::size_t>(kPartSize, static_cast<std::size_t>(left_))}, offset);
-      const std::size_t got = part.size.value_or(0);
-      full_.release();
-      if (got == 0) return;
-      offset += got;
-      left_ -= static_cast<std::int64_t>(got);
-    }
-  }
-
-  const int fd_;
-  std::int64_t left_;      // the reader's
-  std::size_t taken_ = 0;  // the caller's
-  std::array<Part, kParts> parts_;
-  std::counting_semaphore<kParts> free_{kParts}, full_{0};
-  std::jthread reader_;  // last: it uses the rest
-};
-
-// The digest of `size` bytes that `next` gives, part by part.
-template <class Next>
-Result<Digest> hash_parts(Hasher& hasher, std::int64_t size, Next&& next) {
-  while (size > 0) {
-    const Result<ByteView> part = next();
-    if (!part || part->empty()) {
-      (void)hasher.finish();  // leaves the context ready for the next file
-      if (!part) return fail(part.error());
-      return fail(EINVAL, "the file shrank while it was hashed");
-    }
-    hasher.update(*part);
-    size -= static_cast<std::int64_t>(part->size());
-  }
-  return hasher.finish();
-}
-
 }  // namespace
 
 Result<Digest> hash_file(int fd, HashAlgorithm algorithm) {
   const auto attr = stat_of(fd);
   if (!attr) return fail(attr.error());
-  const std::int64_t size = attr->st_size;
-  if (size >= kReadAheadFrom) ::posix_fadvise(fd, 0, 0, POSIX_FADV_SEQUENTIAL);
+  std::int64_t left = attr->st_size;
+  if (left >= kReadAheadFrom) ::posix_fadvise(fd, 0, 0, POSIX_FADV_SEQUENTIAL);
 
   HashTools& tools = thread_tools();
   Hasher& hasher = tools.hasher(algorithm);
-  if (size >= kPipelineFrom) {
-    ReadAhead ahead(fd, size);
-    return hash_parts(hasher, size, [&] { return ahead.next(); });
-  }
   std::uint64_t offset = 0;
-  return hash_parts(hasher, size, [&]() -> Result<ByteView> {
-    const std::uint64_t left = static_cast<std::uint64_t>(size) - offset;
-    const auto got = pread_full(fd, {tools.buffer.get(), std::min<std::size_t>(kReadSize, left)}, offset);
-    if (!got) return fail(got.error());
+  while (left > 0) {
+    const std::span<std::uint8_t> part{tools.buffer.get(), std::min<std::size_t>(kReadSize, static_cast<std::size_t>(left))};
+    const auto got = pread_full(fd, part, offset);
+    if (!got || *got == 0) {
+      (void)hasher.finish();  // leaves the context ready for the next file
+      if (!got) return fail(got.error());
+      return fail(EINVAL, "the file shrank while it was hashed");
+    }
+    hasher.update(part.first(*got));
     offset += *got;
-    return ByteView(tools.buffer.get(), *got);
-  });
+    left -= static_cast<std::int64_t>(*got);
+  }
+  return hasher.finish();
 }
 
 Result<Digest> verity_digest(int fd) {
