@@ -2,7 +2,9 @@
 
 #include <openssl/evp.h>
 
+#include <algorithm>
 #include <array>
+#include <string_view>
 
 namespace imafs {
 namespace {
@@ -19,7 +21,13 @@ T load_le(ByteView bytes) {
   return value;
 }
 
-constexpr std::array<char, 16> kDigits{'0', '1', '2', '3', '4', '5', '6', '7', '8', '9', 'a', 'b', 'c', 'd', 'e', 'f'};
+// The two digits of each byte.
+constexpr auto kHexOfByte = [] {
+  constexpr std::string_view digits = "0123456789abcdef";
+  std::array<std::array<char, 2>, 256> table{};
+  for (std::size_t byte = 0; byte < table.size(); ++byte) table[byte] = {digits[byte >> 4], digits[byte & 15]};
+  return table;
+}();
 
 int digit_value(char c) {
   if (c >= '0' && c <= '9') return c - '0';
@@ -47,11 +55,10 @@ std::uint32_t load_be32(ByteView bytes) {
 }
 
 void append_hex(std::string& out, ByteView bytes) {
-  out.reserve(out.size() + 2 * bytes.size());
-  for (const std::uint8_t byte : bytes) {
-    out += kDigits[byte >> 4];
-    out += kDigits[byte & 15];
-  }
+  const std::size_t at = out.size();
+  out.resize(at + 2 * bytes.size());
+  char* to = out.data() + at;
+  for (const std::uint8_t byte : bytes) to = std::copy_n(kHexOfByte[byte].begin(), 2, to);
 }
 
 std::string to_hex(ByteView bytes) {

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <array>
-#include <cstdio>
 
 namespace imafs {
 namespace {
@@ -143,9 +142,9 @@ void append_binary(Bytes& out, const LogEntry& entry, ByteView template_digest, 
 }
 
 void append_ascii(std::string& out, const LogEntry& entry, ByteView template_digest, ByteOrder order) {
-  std::array<char, 16> pcr{};
-  std::snprintf(pcr.data(), pcr.size(), "%2u ", entry.pcr);
-  out += pcr.data();
+  if (entry.pcr < 10) out += ' ';
+  out += std::to_string(entry.pcr);
+  out += ' ';
   append_hex(out, template_digest);
   out += ' ';
   out += entry.template_name;
