@@ -1,6 +1,7 @@
 #include "imafs/fuse_session.h"
 
 #include <fcntl.h>
+#include <poll.h>
 #include <sched.h>
 #include <sys/ioctl.h>
 #include <sys/mount.h>
@@ -69,6 +70,15 @@ std::string escaped(const std::string& text) {
   return out;
 }
 
+// The end of a session that is no longer connected.
+struct Destroy {
+  bool unmounts = false;
+  void operator()(struct fuse_session* session) const {
+    if (unmounts) ::fuse_session_unmount(session);
+    ::fuse_session_destroy(session);
+  }
+};
+
 class Session final : public FuseSession {
  public:
   Session(SessionOptions options, BackingTree& tree, MeasureGate& gate, ControlDir& control)
@@ -82,7 +92,8 @@ class Session final : public FuseSession {
                  [this](NodeId parent, std::string name) { expire(parent, std::move(name)); }} {}
 
   ~Session() override {
-    if (mounted_) ::fuse_session_unmount(session_.get());
+    disconnect();
+    watch_.reset();
     files_.drop_idle();
   }
 
@@ -103,7 +114,7 @@ class Session final : public FuseSession {
       const int code = errno != 0 ? errno : EIO;
       return fail(error_of(code, "cannot mount on '" + options_.mountpoint + "'"));
     }
-    mounted_ = true;
+    connected_ = true;
     open_waiting();
     if (options_.watch && options_.timeout_seconds > 0) watch_ = TreeWatch::start(tree, listener());
     context_.watch = watch_.get();
@@ -141,8 +152,7 @@ class Session final : public FuseSession {
     const int result = ::fuse_session_loop_mt(session_.get(), config);
     ::fuse_loop_cfg_destroy(config);
     ::fuse_remove_signal_handlers(session_.get());
-    ::fuse_session_unmount(session_.get());
-    mounted_ = false;
+    disconnect();
     if (result < 0) return fail(error_of(-result, "the session ended"));
     return {};
   }
@@ -237,19 +247,27 @@ class Session final : public FuseSession {
     if (ready_) ready_();
   }
 
-  struct Destroy {
-    void operator()(struct fuse_session* session) const { ::fuse_session_destroy(session); }
-  };
+  // Ends the connection: who waits for an answer, or in a notification, goes on with an error. Threads of ours may still
+  // speak to the session, so its descriptor's number stays taken until they have ended: nobody else's file gets their words.
+  void disconnect() {
+    if (!std::exchange(connected_, false)) return;
+    const int fd = ::fuse_session_fd(session_.get());
+    struct pollfd state {fd, 0, 0};
+    const bool gone = ::poll(&state, 1, 0) == 1 && (state.revents & POLLERR) != 0;
+    session_.get_deleter().unmounts = !gone;  // what is mounted there now is somebody else's
+    const UniqueFd null(::open("/dev/null", O_RDWR | O_CLOEXEC));
+    if (null) ::dup3(null.get(), fd, O_CLOEXEC);
+  }
 
   const SessionOptions options_;
   std::function<void()> ready_;
-  // Destroyed last: until the threads of files_ and notices_ have ended they may speak to it.
+  // Destroyed last: until the threads of files_, notices_ and watch_ have ended they may speak to it.
   std::unique_ptr<struct fuse_session, Destroy> session_;
   const std::size_t descriptor_limit_ = descriptor_limit();
   Reaper reaper_;
   std::unique_ptr<InodeTable> table_;
   UniqueFd waiting_;
-  bool mounted_ = false;
+  bool connected_ = false;
   bool can_pass_through_ = false;
   bool uring_ = false;
   WorkerPool notices_;

@@ -14,7 +14,7 @@
 namespace imafs {
 namespace {
 
-constexpr std::size_t kMayWait = 100;  // descriptors beyond the limit
+constexpr std::size_t kMayWait = 100;  // descriptors beyond the limit, if there are many
 // RELEASE can overtake the end of the close(2) it tells of.
 constexpr auto kCloseEnds = std::chrono::milliseconds(2);
 
@@ -216,7 +216,7 @@ std::size_t OpenFiles::idle_limit() const {
 void OpenFiles::trim_idle_soon(Lock& lock) {
   const std::size_t limit = idle_limit();
   if (idle_.size() <= limit) return;
-  if (idle_.size() > limit + kMayWait) return trim_idle(lock);
+  if (idle_.size() > limit + std::min(kMayWait, options_.descriptors / 32)) return trim_idle(lock);
   if (std::exchange(trim_posted_, true)) return;
   reaper_.post([this] {
     Lock later(mutex_);
