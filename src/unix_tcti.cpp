@@ -134,7 +134,7 @@ void UnixTcti::close_idle() {
 bool UnixTcti::can_connect() {
   begin_command();
   const bool can = socket_ || connect();
-  end_command(false);
+  end_command(can);
   return can;
 }
 

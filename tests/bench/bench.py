@@ -47,6 +47,15 @@ def timed(words, **more):
     return time.monotonic() - before
 
 
+def make_repository(directory):
+    """Commits all files in it, and lets git(1) see that none has changed since."""
+    git = ['git', '-C', directory, '-c', 'user.name=bench', '-c', 'user.email=bench@example.org', '-c', 'gc.auto=0']
+    for words in (['init', '-q'], ['add', '.'], ['commit', '-qm', 'files']):
+        sh(git + words)
+    time.sleep(1.1)
+    sh(git + ['update-index', '-q', '--really-refresh'])
+
+
 def drop_caches():
     with open('/proc/sys/vm/drop_caches', 'w') as file:
         file.write('3')
@@ -122,12 +131,7 @@ class Bench:
         repository = self.tree + '/repository'
         for i in range(REPO_FILES):
             write(f'{repository}/{i // 100}/{i}', b'line %d\n' % i * 20)
-        git = ['git', '-C', repository, '-c', 'user.name=bench', '-c', 'user.email=bench@example.org', '-c', 'gc.auto=0']
-        sh(git + ['init', '-q'])
-        sh(git + ['add', '.'])
-        sh(git + ['commit', '-qm', 'files'])
-        time.sleep(1.1)
-        sh(git + ['update-index', '-q', '--really-refresh'])
+        make_repository(repository)
         sh(['sync'])
 
     # ---- the tests: name -> (prepare or None, measure), each called with the view's name
@@ -291,9 +295,7 @@ class Bench:
         repository = self.tree + '/large'
         for i in range(100000):
             write(f'{repository}/{i // 500}/{i}', b'%d' % i)
-        git = ['git', '-C', repository, '-c', 'user.name=bench', '-c', 'user.email=bench@example.org', '-c', 'gc.auto=0']
-        for words in (['init', '-q'], ['add', '.'], ['commit', '-qm', 'files'], ['update-index', '-q', '--really-refresh']):
-            sh(git + words)
+        make_repository(repository)
         for name, words in (('find', ['find', 'VIEW', '-printf', '%s']), ('git status', ['git', '-C', 'VIEW', 'status', '--porcelain'])):
             seconds = {}
             for view in ('plain', 'imafs', 'hp'):

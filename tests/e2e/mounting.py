@@ -51,8 +51,11 @@ class Mount:
             for directory in (self.path, self.backing):
                 shutil.chown(directory, user)
 
+    def command(self):
+        return [IMAFS, self.path, '--backing', self.backing, '--state', self.state, '--log-file', self.messages, *self.options]
+
     def start(self, check=True):
-        words = [IMAFS, self.path, '--backing', self.backing, '--state', self.state, '--log-file', self.messages, *self.options]
+        words = self.command()
         if self.user:
             words = ['setpriv', '--reuid', self.user, '--regid', 'nogroup', '--clear-groups', '--', *words]
         done = subprocess.run(self.prefix + words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, timeout=60)

@@ -11,7 +11,7 @@ import tempfile
 import threading
 import time
 
-from mounting import IMAFS, Mount
+from mounting import Mount
 
 TIMEOUT = 1.0  # --timeout's default
 SLACK = 0.25   # of a busy machine
@@ -232,8 +232,7 @@ def check_end(faults):
     for number, ends in enumerate((lambda mount, daemon: daemon.send_signal(signal.SIGTERM),
                                    lambda mount, daemon: subprocess.run(['umount', '-l', mount.path], check=True)) * 3):
         mount = Mount('--tpm', 'none')
-        words = [IMAFS, mount.path, '--backing', mount.backing, '--state', mount.state, '--foreground', *mount.options]
-        daemon = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        daemon = subprocess.Popen([*mount.command(), '--foreground'], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         over = threading.Event()
 
         def change():
