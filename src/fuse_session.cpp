@@ -115,6 +115,8 @@ class Session final : public FuseSession {
       return fail(error_of(code, "cannot mount on '" + options_.mountpoint + "'"));
     }
     connected_ = true;
+    null_.reset(::open("/dev/null", O_RDWR | O_CLOEXEC));
+    if (!null_) return fail(errno_error("open /dev/null"));
     open_waiting();
     if (options_.watch && options_.timeout_seconds > 0) watch_ = TreeWatch::start(tree, listener());
     context_.watch = watch_.get();
@@ -255,8 +257,7 @@ class Session final : public FuseSession {
     struct pollfd state {fd, 0, 0};
     const bool gone = ::poll(&state, 1, 0) == 1 && (state.revents & POLLERR) != 0;
     session_.get_deleter().unmounts = !gone;  // what is mounted there now is somebody else's
-    const UniqueFd null(::open("/dev/null", O_RDWR | O_CLOEXEC));
-    if (null) ::dup3(null.get(), fd, O_CLOEXEC);
+    ::dup3(null_.get(), fd, O_CLOEXEC);
   }
 
   const SessionOptions options_;
@@ -267,6 +268,7 @@ class Session final : public FuseSession {
   Reaper reaper_;
   std::unique_ptr<InodeTable> table_;
   UniqueFd waiting_;
+  UniqueFd null_;  // for disconnect(), which may come when no descriptor is left
   bool connected_ = false;
   bool can_pass_through_ = false;
   bool uring_ = false;

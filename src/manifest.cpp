@@ -41,6 +41,8 @@ Result<Manifest> parse_sums(std::string_view text, const std::string& origin) {
     std::string_view line = text.substr(0, end);
     text.remove_prefix(std::min(end + 1, text.size()));
     ++number;
+    // A line end from elsewhere: sha256sum(1) escapes the carriage return of a name.
+    if (line.ends_with('\r')) line.remove_suffix(1);
     if (line.empty() || line.starts_with('#')) continue;
     const bool escaped = line.starts_with('\\');
     if (escaped) line.remove_prefix(1);

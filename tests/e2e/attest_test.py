@@ -127,6 +127,13 @@ class Quoted(unittest.TestCase):
         self.assertIn('/f3: another digest', text)
         self.assertIn('/f5: not in the manifest', text)
 
+    def test_a_manifest_with_the_line_ends_of_another_system(self):
+        with open(self.mount.work + '/manifest', newline='') as file:
+            text = file.read()
+        with open(self.copy + '/manifest', 'w', newline='') as file:
+            file.write(text.replace('\n', '\r\n'))
+        self.assertIn('0 not accepted', self.judge('--allow', self.copy + '/manifest'))
+
     def test_bad_manifests_are_named_by_file_and_line(self):
         path = self.copy + '/bad'
         for text, where in (('# a comment\nzz  /f\n', ':2: no digest'), (f'{"0" * 64}/f\n', ':1: no digest'), (f'{"0" * 64} /f\n', ':1: a digest, two'),
