@@ -7,8 +7,10 @@
 
 #include <algorithm>
 #include <array>
+#include <chrono>
 #include <cstdint>
 #include <cstring>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -19,6 +21,21 @@
 
 namespace imafs {
 namespace {
+
+// What is deleted gives its room back a little later: when the kernel has told that nobody has it any more, and the
+// reaper has closed it. Who finds no room tries again then.
+template <class Call>
+auto with_room(FuseContext& context, Call&& call) {
+  constexpr std::chrono::milliseconds kKernelTells{5};
+  auto result = call();
+  for (const auto wait : {std::chrono::milliseconds(0), kKernelTells}) {
+    if (result || (result.error().code != ENOSPC && result.error().code != EDQUOT)) break;
+    std::this_thread::sleep_for(wait);
+    context.reaper.settle();
+    result = call();
+  }
+  return result;
+}
 
 // ---- names and attributes ----
 
@@ -99,17 +116,20 @@ void do_readlink(fuse_req_t request, fuse_ino_t node) {
 
 void do_mknod(fuse_req_t request, fuse_ino_t parent, const char* name, mode_t mode, dev_t device) {
   if (is_control(parent, name)) return control_make(request, parent, name, mode);
-  reply_entry(request, parent, context_of(request).ops.make_node(parent, name, mode, device, caller_of(request)));
+  FuseContext& context = context_of(request);
+  reply_entry(request, parent, with_room(context, [&] { return context.ops.make_node(parent, name, mode, device, caller_of(request)); }));
 }
 
 void do_mkdir(fuse_req_t request, fuse_ino_t parent, const char* name, mode_t mode) {
   if (is_control(parent, name)) return control_make(request, parent, name, S_IFDIR | mode);
-  reply_entry(request, parent, context_of(request).ops.make_directory(parent, name, mode, caller_of(request)));
+  FuseContext& context = context_of(request);
+  reply_entry(request, parent, with_room(context, [&] { return context.ops.make_directory(parent, name, mode, caller_of(request)); }));
 }
 
 void do_symlink(fuse_req_t request, const char* target, fuse_ino_t parent, const char* name) {
   if (is_control(parent, name)) return refuse(request, EPERM);
-  reply_entry(request, parent, context_of(request).ops.make_symlink(parent, name, target, caller_of(request)));
+  FuseContext& context = context_of(request);
+  reply_entry(request, parent, with_room(context, [&] { return context.ops.make_symlink(parent, name, target, caller_of(request)); }));
 }
 
 void do_link(fuse_req_t request, fuse_ino_t node, fuse_ino_t parent, const char* name) {
@@ -118,7 +138,7 @@ void do_link(fuse_req_t request, fuse_ino_t node, fuse_ino_t parent, const char*
   // The kernel still believes the old name; from now on each name must be looked up, so that an open
   // is logged under the one it used.
   const auto old_name = context.table.name_of(node);
-  const auto found = context.ops.make_link(node, parent, name);
+  const auto found = with_room(context, [&] { return context.ops.make_link(node, parent, name); });
   reply_entry(request, parent, found);
   if (found && old_name) context.expire_name(old_name->first, old_name->second);
 }
@@ -136,11 +156,14 @@ void do_rmdir(fuse_req_t request, fuse_ino_t parent, const char* name) {
 void do_rename(fuse_req_t request, fuse_ino_t parent, const char* name, fuse_ino_t new_parent, const char* new_name,
                unsigned int flags) {
   if (is_control(parent, name) || is_control(new_parent, new_name)) return refuse(request, EPERM);
-  reply(request, context_of(request).ops.rename(parent, name, new_parent, new_name, flags, caller_of(request)));
+  FuseContext& context = context_of(request);
+  reply(request, with_room(context, [&] { return context.ops.rename(parent, name, new_parent, new_name, flags, caller_of(request)); }));
 }
 
 void do_statfs(fuse_req_t request, fuse_ino_t node) {
-  const auto answer = context_of(request).ops.statistics(ControlDir::owns(node) ? kRootNode : node);
+  FuseContext& context = context_of(request);
+  context.reaper.settle();  // what is deleted is counted as free
+  const auto answer = context.ops.statistics(ControlDir::owns(node) ? kRootNode : node);
   if (!answer) return reply_error(request, answer.error());
   fuse_reply_statfs(request, &*answer);
 }
@@ -162,7 +185,8 @@ void do_listxattr(fuse_req_t request, fuse_ino_t node, size_t size) {
 
 void do_setxattr(fuse_req_t request, fuse_ino_t node, const char* name, const char* value, size_t size, int flags) {
   if (ControlDir::owns(node)) return refuse(request, EOPNOTSUPP);
-  reply(request, context_of(request).ops.set_xattr(node, name, {value, size}, flags, caller_of(request)));
+  FuseContext& context = context_of(request);
+  reply(request, with_room(context, [&] { return context.ops.set_xattr(node, name, {value, size}, flags, caller_of(request)); }));
 }
 
 void do_removexattr(fuse_req_t request, fuse_ino_t node, const char* name) {
@@ -224,7 +248,7 @@ void do_create(fuse_req_t request, fuse_ino_t parent, const char* name, mode_t m
   if (is_control(parent, name)) return control_create(request, parent, name, file);
   FuseContext& context = context_of(request);
   const Caller caller = caller_of(request);
-  auto made = context.ops.create(parent, name, file->flags, mode, caller);
+  auto made = with_room(context, [&] { return context.ops.create(parent, name, file->flags, mode, caller); });
   if (!made && made.error().code == EEXIST && (file->flags & O_EXCL) == 0) {
     // Somebody else made it since the kernel looked.
     const auto found = context.ops.look_up(parent, name, caller);
@@ -240,7 +264,7 @@ void do_create(fuse_req_t request, fuse_ino_t parent, const char* name, mode_t m
 void do_tmpfile(fuse_req_t request, fuse_ino_t parent, mode_t mode, struct fuse_file_info* file) {
   if (ControlDir::owns(parent)) return refuse(request, EOPNOTSUPP);
   FuseContext& context = context_of(request);
-  auto made = context.ops.create_unnamed(parent, file->flags, mode, caller_of(request));
+  auto made = with_room(context, [&] { return context.ops.create_unnamed(parent, file->flags, mode, caller_of(request)); });
   if (!made) return reply_error(request, made.error());
   const auto entry = entry_of(context, parent, made->found);
   start_open(request, made->found.id, *file, std::move(made->fd), &entry, true);
@@ -266,6 +290,11 @@ void do_flush(fuse_req_t request, fuse_ino_t node, struct fuse_file_info* file) 
 
 // ---- data (without passthrough) and what passthrough leaves to us ----
 
+Result<std::size_t> count_of(ssize_t result) {
+  if (result < 0) return fail(errno_error("file"));
+  return static_cast<std::size_t>(result);
+}
+
 void do_read(fuse_req_t request, fuse_ino_t node, size_t size, off_t offset, struct fuse_file_info* file) {
   if (ControlDir::owns(node)) return control_read(request, size, offset, file);
   struct fuse_bufvec data = FUSE_BUFVEC_INIT(size);
@@ -278,15 +307,18 @@ void do_read(fuse_req_t request, fuse_ino_t node, size_t size, off_t offset, str
 void do_write(fuse_req_t request, fuse_ino_t node, const char* bytes, size_t size, off_t offset,
               struct fuse_file_info* file) {
   if (ControlDir::owns(node)) return control_write(request, {bytes, size}, offset, file);
-  const auto writable = context_of(request).files.writable(file->fh);
+  FuseContext& context = context_of(request);
+  const auto writable = context.files.writable(file->fh);
   if (!writable) return reply_error(request, writable.error());
   const struct iovec part {const_cast<char*>(bytes), size};
   // The flags of now, not those of the open; and a page that was mapped goes where it belongs.
   const bool appends = (file->flags & O_APPEND) != 0 && file->writepage == 0;
-  const ssize_t written = ::pwritev2(writable->fd, &part, 1, offset, appends ? RWF_APPEND : 0);
-  if (written < 0) return refuse(request, errno);
+  const auto written = with_room(context, [&] {
+    return count_of(::pwritev2(writable->fd, &part, 1, offset, appends ? RWF_APPEND : 0));
+  });
+  if (!written) return reply_error(request, written.error());
   if (file->kill_suidgid != 0) kill_privileges(writable->fd, caller_of(request));
-  fuse_reply_write(request, static_cast<size_t>(written));
+  fuse_reply_write(request, *written);
 }
 
 void do_fsync(fuse_req_t request, fuse_ino_t node, int only_data, struct fuse_file_info* file) {
@@ -297,9 +329,11 @@ void do_fsync(fuse_req_t request, fuse_ino_t node, int only_data, struct fuse_fi
 
 void do_fallocate(fuse_req_t request, fuse_ino_t node, int mode, off_t offset, off_t size, struct fuse_file_info* file) {
   if (ControlDir::owns(node)) return refuse(request, EOPNOTSUPP);
-  const auto writable = context_of(request).files.writable(file->fh);
+  FuseContext& context = context_of(request);
+  const auto writable = context.files.writable(file->fh);
   if (!writable) return reply_error(request, writable.error());
-  refuse(request, ::fallocate(writable->fd, mode, offset, size) == 0 ? 0 : errno);
+  const auto done = with_room(context, [&] { return count_of(::fallocate(writable->fd, mode, offset, size)); });
+  refuse(request, done ? 0 : done.error().code);
 }
 
 void do_lseek(fuse_req_t request, fuse_ino_t node, off_t offset, int whence, struct fuse_file_info* file) {
@@ -312,12 +346,15 @@ void do_lseek(fuse_req_t request, fuse_ino_t node, off_t offset, int whence, str
 void do_copy_file_range(fuse_req_t request, fuse_ino_t from, off_t from_offset, struct fuse_file_info* from_file,
                         fuse_ino_t to, off_t to_offset, struct fuse_file_info* to_file, size_t size, int flags) {
   if (ControlDir::owns(from) || ControlDir::owns(to)) return refuse(request, EXDEV);
-  const auto writable = context_of(request).files.writable(to_file->fh);
+  FuseContext& context = context_of(request);
+  const auto writable = context.files.writable(to_file->fh);
   if (!writable) return reply_error(request, writable.error());
-  const ssize_t copied = ::copy_file_range(OpenFiles::readable(from_file->fh), &from_offset, writable->fd, &to_offset,
-                                           size, static_cast<unsigned>(flags));
-  if (copied < 0) return refuse(request, errno);
-  fuse_reply_write(request, static_cast<size_t>(copied));
+  const auto copied = with_room(context, [&] {
+    return count_of(::copy_file_range(OpenFiles::readable(from_file->fh), &from_offset, writable->fd, &to_offset, size,
+                                      static_cast<unsigned>(flags)));
+  });
+  if (!copied) return reply_error(request, copied.error());
+  fuse_reply_write(request, *copied);
 }
 
 void do_poll(fuse_req_t request, fuse_ino_t node, struct fuse_file_info* file, struct fuse_pollhandle* handle) {

@@ -11,6 +11,7 @@
 #include "imafs/fuse_session.h"
 #include "imafs/inode_table.h"
 #include "imafs/open_files.h"
+#include "imafs/reaper.h"
 #include "imafs/tree_ops.h"
 #include "imafs/tree_watch.h"
 #include "inode_numbers.h"
@@ -23,6 +24,7 @@ struct FuseContext {
   InodeTable& table;
   OpenFiles& files;
   TreeOps& ops;
+  Reaper& reaper;
   ControlDir& control;
   const TreeWatch* watch;  // null: nobody tells of changes beside the mount
   InodeNumbers& numbers;

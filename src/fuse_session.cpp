@@ -6,6 +6,7 @@
 #include <sys/ioctl.h>
 #include <sys/mount.h>
 #include <sys/resource.h>
+#include <sys/statvfs.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -88,7 +89,7 @@ class Session final : public FuseSession {
         files_(open_file_options(), kernel(), tree, *table_, gate, reaper_),
         ops_(*table_, files_, options_.passthrough),
         numbers_(table_->identity_of(kRootNode).first),
-        context_{options_, *table_, files_, ops_, control, nullptr, numbers_, [this](auto* connection) { initialize(connection); },
+        context_{options_, *table_, files_, ops_, reaper_, control, nullptr, numbers_, [this](auto* connection) { initialize(connection); },
                  [this](NodeId parent, std::string name) { expire(parent, std::move(name)); }} {}
 
   ~Session() override {
@@ -103,7 +104,10 @@ class Session final : public FuseSession {
     arguments.add_option("subtype=imafs");
     if (options_.default_permissions) arguments.add_option("default_permissions");
     if (options_.allow_other) arguments.add_option("allow_other");
-    if (options_.read_only) arguments.add_option("ro");
+    struct statvfs backing {};
+    // The kernel then refuses changes in the order it does below: that there can be none comes before who may not.
+    const bool fixed = ::fstatvfs(tree.root(), &backing) == 0 && (backing.f_flag & ST_RDONLY) != 0;
+    if (options_.read_only || fixed) arguments.add_option("ro");
     if (::geteuid() == 0) arguments.add_option("suid,dev");  // as a bind mount would be
     if (options_.io_uring) arguments.add_option("io_uring");
     for (const std::string& option : options_.extra_mount_options) arguments.add_option(option);

@@ -401,6 +401,58 @@ class Semantics(Twins):
         self.assertEqual([], failures)
 
 
+class SmallFileSystem(unittest.TestCase):
+    """A backing file system of its own, that can be full or read-only."""
+    options = ('--tpm', 'none')
+    SIZE = 4 << 20
+
+    def setUp(self):
+        work = tempfile.TemporaryDirectory(prefix='imafs-e2e-')
+        self.addCleanup(work.cleanup)
+        self.tree = work.name
+        subprocess.run(['mount', '-t', 'tmpfs', '-o', f'size={self.SIZE}', 'tmpfs', self.tree], check=True)
+        self.addCleanup(subprocess.run, ['umount', self.tree], stderr=subprocess.DEVNULL)
+
+    def test_a_deleted_file_gives_its_room_back_at_once(self):
+        def fill(path):
+            fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR)
+            try:
+                os.posix_fallocate(fd, 0, self.SIZE - 65536)
+                os.pwrite(fd, b'x' * 65536, self.SIZE - 65536)
+            finally:
+                os.close(fd)
+
+        with Mount(*self.options, backing=self.tree) as mount:
+            for _ in range(30):
+                fill(mount.path + '/f')
+                self.assertEqual('ENOSPC', attempt(lambda: fill(mount.path + '/g')))
+                os.unlink(mount.path + '/g')
+                with open(mount.path + '/f', 'rb') as file:  # idle files keep a descriptor
+                    file.read(1)
+                os.unlink(mount.path + '/f')
+
+    def test_what_is_mounted_read_only_below_is_so_above(self):
+        def outcomes(directory):
+            path = directory + '/f'
+            work = {'create': lambda: os.open(directory + '/new', os.O_CREAT | os.O_WRONLY), 'mkdir': lambda: os.mkdir(directory + '/new'),
+                    'link': lambda: os.link(path, directory + '/new'), 'unlink': lambda: os.unlink(path), 'rename': lambda: os.rename(path, directory + '/new'),
+                    'write': lambda: os.open(path, os.O_WRONLY), 'truncate': lambda: os.truncate(path, 0), 'chmod': lambda: os.chmod(path, 0o600),
+                    'utime': lambda: os.utime(path), 'setxattr': lambda: os.setxattr(path, 'user.a', b'b'), 'access': lambda: os.access(path, os.W_OK),
+                    'unlink nothing': lambda: os.unlink(directory + '/none'), 'stat': lambda: os.stat(path).st_size}
+            return {(caller, name): as_caller(caller, one) for caller in ('root', 'user') for name, one in work.items()}
+
+        with open(self.tree + '/f', 'w') as file:
+            file.write('text')
+        subprocess.run(['mount', '-o', 'remount,ro', self.tree], check=True)
+        with Mount(*self.options, backing=self.tree) as mount:
+            os.chmod(mount.work, 0o755)
+            self.assertEqual(outcomes(self.tree), outcomes(mount.path))
+
+
+class SmallFileSystemWithoutPassthrough(SmallFileSystem):
+    options = ('--tpm', 'none', '--no-passthrough')
+
+
 class SemanticsWithoutPassthrough(Semantics):
     options = ('--tpm', 'none', '--no-passthrough')
 
