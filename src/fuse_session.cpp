@@ -11,6 +11,7 @@
 
 #include <algorithm>
 #include <array>
+#include <charconv>
 #include <fstream>
 #include <sstream>
 #include <thread>
@@ -121,27 +122,40 @@ class Session final : public FuseSession {
     connected_ = true;
     null_.reset(::open("/dev/null", O_RDWR | O_CLOEXEC));
     if (!null_) return fail(errno_error("open /dev/null"));
-    open_waiting();
+    open_connection();
     if (options_.watch && options_.timeout_seconds > 0) watch_ = TreeWatch::start(tree, listener());
     context_.watch = watch_.get();
     return {};
   }
 
-  // The kernel's count of requests of this connection, in the fuse control file system: our own view of it, which
-  // no path leads to, because it is not mounted everywhere.
-  void open_waiting() {
+  // What the kernel says of this connection, in the fuse control file system: our own view of it, which no path leads to,
+  // because it is not mounted everywhere; who may not mount looks where it usually is.
+  void open_connection() {
     std::ifstream mounts("/proc/self/mountinfo");
-    std::string line, id, parent, device, root, point, connection;
+    std::string line, id, parent, device, root, point, number;
     while (std::getline(mounts, line)) {
       std::istringstream words(line);
       words >> id >> parent >> device >> root >> point;
-      if (point == options_.mountpoint && device.starts_with("0:")) connection = device.substr(2);
+      if (point == options_.mountpoint && device.starts_with("0:")) number = device.substr(2);
     }
-    if (connection.empty()) return;
+    if (number.empty()) return;
+    UniqueFd all;
     const UniqueFd context(::fsopen("fusectl", FSOPEN_CLOEXEC));
-    if (!context || ::fsconfig(context.get(), FSCONFIG_CMD_CREATE, nullptr, nullptr, 0) != 0) return;
-    const UniqueFd control(::fsmount(context.get(), FSMOUNT_CLOEXEC, 0));
-    if (control) waiting_.reset(::openat(control.get(), (connection + "/waiting").c_str(), O_RDONLY | O_CLOEXEC));
+    if (context && ::fsconfig(context.get(), FSCONFIG_CMD_CREATE, nullptr, nullptr, 0) == 0) {
+      all.reset(::fsmount(context.get(), FSMOUNT_CLOEXEC, 0));
+    }
+    if (!all) all.reset(::open("/sys/fs/fuse/connections", O_PATH | O_DIRECTORY | O_CLOEXEC));
+    if (all) connection_.reset(::openat(all.get(), number.c_str(), O_PATH | O_DIRECTORY | O_CLOEXEC));
+  }
+
+  // How many requests the kernel has under way. Its file gives one number for each time it is opened.
+  std::optional<unsigned> requests() const {
+    const UniqueFd waiting(::openat(connection_.get(), "waiting", O_RDONLY | O_CLOEXEC));
+    std::array<char, 16> text{};
+    const ssize_t length = waiting ? ::read(waiting.get(), text.data(), text.size()) : -1;
+    unsigned number = 0;
+    if (length <= 0 || std::from_chars(text.data(), text.data() + length, number).ec != std::errc()) return std::nullopt;
+    return number;
   }
 
   Status run(std::function<void()> ready) override {
@@ -192,11 +206,7 @@ class Session final : public FuseSession {
               notices_.post([this, node] { ::fuse_lowlevel_notify_inval_inode(session_.get(), node, 0, 0); });
             },
             [this](NodeId node) { drop_attributes(node); },
-            [this]() -> std::optional<bool> {
-              std::array<char, 16> text{};
-              if (!waiting_ || ::pread(waiting_.get(), text.data(), text.size() - 1, 0) <= 0) return std::nullopt;
-              return text[0] == '0';
-            }};
+            [this] { return requests(); }};
   }
 
   // What others changed, the kernel asks for again.
@@ -271,7 +281,7 @@ class Session final : public FuseSession {
   const std::size_t descriptor_limit_ = descriptor_limit();
   Reaper reaper_;
   std::unique_ptr<InodeTable> table_;
-  UniqueFd waiting_;
+  UniqueFd connection_;  // its directory in the fuse control file system
   UniqueFd null_;  // for disconnect(), which may come when no descriptor is left
   bool connected_ = false;
   bool can_pass_through_ = false;

@@ -25,7 +25,8 @@ struct OpenFiles::File {
   bool broken = false;  // a lease was broken while busy
   bool being_read = false;  // a measured open for reading is under way: who comes to write comes too late for it
   bool mapped = false;  // readers live on in mappings whose handles are closed
-  bool writable = false;  // a mapping of this mount may store into it
+  bool writable = false;  // a mapping of this mount may store into it,
+  bool outlived = false;  // and one did live on when the last handle was closed
   bool check_mapped = false;  // the last reader left while busy
   bool returned = false;      // opened again after its descriptor had been given up
   unsigned pins = 0;  // the lease thread is at it: must not go away

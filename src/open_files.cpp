@@ -65,6 +65,7 @@ OpenFiles::File& OpenFiles::file_of(NodeId node, const Lock&) {
 void OpenFiles::open(Request request, Done done) {
   auto opening = std::make_unique<Opening>(std::move(request), std::move(done));
   opening->created = static_cast<bool>(opening->request.created);
+  ++opens_begun_;
   begin(std::move(opening));
 }
 
@@ -102,6 +103,7 @@ void OpenFiles::finish(std::unique_ptr<Opening> opening, Status status) {
     file.being_read = false;
     leave_busy(file, lock);
   }
+  ++opens_ended_;
   opening->done(std::move(result));
 }
 
@@ -114,7 +116,7 @@ void OpenFiles::leave_busy(File& file, Lock& lock) {
   if (file.check_mapped && !file.is_open()) {
     file.check_mapped = false;
     lock.unlock();
-    note_mapped_readers(file);
+    note_mappings(file);
     lock.lock();
   }
   if (!file.waiting.empty()) {
@@ -152,16 +154,21 @@ void OpenFiles::release(std::uint64_t handle) {
   file.busy = true;
   if (!file.is_open()) {
     lock.unlock();
-    note_mapped_readers(file);
+    note_mappings(file);
     lock.lock();
   }
   leave_busy(file, lock);
 }
 
-// The last handle is closed, but in passthrough mode mappings live on without one. A reader among
-// them still counts when somebody writes. REQUIRES: busy is ours, the mutex is not held.
-void OpenFiles::note_mapped_readers(File& file, bool again) {
+// The last handle is closed, but in passthrough mode mappings live on without one. A writer among them goes on with its
+// phase, a reader still counts when somebody writes. REQUIRES: busy is ours, the mutex is not held.
+void OpenFiles::note_mappings(File& file, bool again) {
   if (!leases_ || file.backing_id == 0) return;
+  if (file.writable && file.anchor) {
+    const bool refused = take_lease(file, &LeaseKeeper::watch) == LeaseKeeper::Answer::kRefused;
+    const Lock lock(mutex_);
+    file.outlived = refused;
+  }
   {
     const Lock lock(mutex_);
     if (!file.leased) file.mapped = false;
@@ -177,10 +184,10 @@ void OpenFiles::note_mapped_readers(File& file, bool again) {
     const Lock lock(mutex_);
     file.mapped = others && sure;
   }
-  if (!sure) pool_.post([this, node = file.node] { ask_again_for_mapped_readers(node); });
+  if (!sure) pool_.post([this, node = file.node] { ask_again_for_mappings(node); });
 }
 
-void OpenFiles::ask_again_for_mapped_readers(NodeId node) {
+void OpenFiles::ask_again_for_mappings(NodeId node) {
   std::this_thread::sleep_for(kCloseEnds);
   File* file = nullptr;
   {
@@ -190,7 +197,7 @@ void OpenFiles::ask_again_for_mapped_readers(NodeId node) {
     file = &file_of(node, lock);
     file->busy = true;
   }
-  note_mapped_readers(*file, true);
+  note_mappings(*file, true);
   Lock lock(mutex_);
   leave_busy(*file, lock);
 }
@@ -285,6 +292,7 @@ void OpenFiles::close_anchor(File& file) {
 }
 
 void OpenFiles::set_writable(File& file, bool writable, const Lock&) {
+  file.outlived = false;
   if (std::exchange(file.writable, writable) == writable) return;
   writable ? ++writable_ : --writable_;
 }

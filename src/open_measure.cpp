@@ -349,18 +349,19 @@ Status OpenFiles::open_for_writing(Opening& opening) {
 // A writer comes. If others were there before and are gone, what they left is judged now: later their
 // changes could not be told from this one's.
 Status OpenFiles::end_writing_phase(File& file) {
-  // Its violation was logged, and the kernel's would be again: a phase ends with its last writer, whoever looks.
-  bool emitted = false;
-  cache_.with_existing(file.node, [&](FileRecord& record) { emitted = record.has_emitted_open_writers(); });
-  if (emitted && nobody_writes(file)) cache_.with_existing(file.node, [](FileRecord& record) { record.writing_phase_ended(); });
-
-  bool judge = false;
-  {
-    const Lock lock(mutex_);
-    judge = file.writers == 0;
-  }
-  if (judge) cache_.with_existing(file.node, [&](FileRecord& record) { judge = record.is_hashed(); });
-  if (!judge || !file.anchor) return {};
+  bool emitted = false, hashed = false;
+  cache_.with_existing(file.node, [&](FileRecord& record) {
+    emitted = record.has_emitted_open_writers();
+    hashed = record.is_hashed();
+  });
+  // A phase ends with its last writer, whoever looks: the next one has its own violation.
+  const bool tracked = is_written_through_mount(file);
+  const Writers writers = emitted || (tracked && hashed) ? find_writers(file) : Writers::kNone;
+  cache_.with_existing(file.node, [&](FileRecord& record) {
+    if (writers != Writers::kTracked) record.writing_phase_ended();
+    if (writers == Writers::kDoubtful) record.clear();  // of those who are gone, if they are, nothing will tell
+  });
+  if (!hashed || !file.anchor || is_written_through_mount(file)) return {};
   const auto attr = stat_of(file.anchor.get());
   if (!attr) return fail(attr.error());
   cache_.with(file.node, [&](FileRecord& record) {

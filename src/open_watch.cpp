@@ -7,15 +7,14 @@
 namespace imafs {
 namespace {
 
-// How long the count of handles and the kernel's count of open files may disagree before we believe the worse one.
-constexpr auto kAgreement = std::chrono::milliseconds(50);
 // A lease holds up writers beside us that open with O_NONBLOCK: not longer than this after the last close.
 constexpr auto kLeaseAfterClose = std::chrono::seconds(1);
 // A file that was deleted beside us keeps its blocks while we have it open.
 constexpr auto kKeepIdle = std::chrono::minutes(5);
-// A close(2) comes back before its RELEASE arrives; one in flight is no reader any more. So long we wait for
-// it: while the kernel says that requests are under way, and where it cannot say.
-constexpr auto kReleaseUnderWay = std::chrono::milliseconds(45);
+// A close(2) comes back before its RELEASE arrives, and an open of ours is answered before the kernel has opened the backing
+// file. So long we wait until our count of handles is the kernel's: while it says that requests are under way, and where it
+// cannot say, or where it changes little.
+constexpr auto kReleaseUnderWay = std::chrono::milliseconds(50);
 constexpr auto kReleaseInFlight = std::chrono::milliseconds(10);
 constexpr auto kPoll = std::chrono::microseconds(100);
 
@@ -42,41 +41,58 @@ LeaseKeeper::Answer OpenFiles::take_lease(File& file, LeaseKeeper::Answer (Lease
   return answer;
 }
 
-// Who has the file open for writing. The kernel's count (a lease is refused) is exact, but for our own
-// opens that are not there yet and RELEASEs that are on their way: then ask again until both agree.
+// Whether no RELEASE is under way: all that the kernel waits for are opens which we have in hand. False if it cannot tell;
+// then a moment has passed. What is counted after it counts no handle that was closed before the open in hand came.
+bool OpenFiles::releases_are_in() const {
+  const std::uint64_t ended = opens_ended_;
+  const std::uint64_t opens = opens_begun_ - ended;
+  const auto requests = kernel_.requests();
+  if (requests && *requests <= opens && ended == opens_ended_) return true;  // it counted none that was answered meanwhile
+  std::this_thread::sleep_for(kPoll);
+  return false;
+}
+
+bool OpenFiles::has_waited_for_releases(std::chrono::steady_clock::time_point start) const {
+  return std::chrono::steady_clock::now() - start >= (kernel_.requests() ? kReleaseUnderWay : kReleaseInFlight);
+}
+
+// Who has the file open for writing. A lease is exact, but does not say who; our count may be ahead of the kernel's, by
+// opens that are not there yet, and behind it, by RELEASEs that are on their way.
 OpenFiles::Writers OpenFiles::find_writers(File& file) {
   const auto start = std::chrono::steady_clock::now();
-  const bool counts_only = !leases_ || file.backing_id == 0;
-  bool mapped_by_ours = false;
-  cache_.with_existing(file.node, [&](FileRecord& record) { mapped_by_ours = record.is_in_writing_phase(); });
-  for (;;) {
+  for (bool settled = false;; settled = releases_are_in()) {
     std::uint32_t tracked = 0;
+    bool mapped = false, outlived = false;
     {
       const Lock lock(mutex_);
       if (file.leased) return Writers::kNone;
       tracked = file.writers;
+      mapped = file.backing_id > 0 && file.writable;
+      outlived = file.outlived;
     }
-    const auto waited = std::chrono::steady_clock::now() - start;
+    auto answer = LeaseKeeper::Answer::kUnsupported;
     // Without passthrough our own descriptor is the writer, so a lease says nothing while one is tracked.
-    if (tracked > 0 && counts_only && waited >= kReleaseInFlight) return Writers::kTracked;
-    if (tracked == 0 || !counts_only) {
-      const auto answer = take_lease(file, &LeaseKeeper::watch);
-      if (answer == LeaseKeeper::Answer::kUnsupported) {
-        leases_unsupported_ = true;
-        if (tracked == 0) return Writers::kNone;
-        if (waited >= kReleaseInFlight) return Writers::kTracked;
-      } else if (answer == LeaseKeeper::Answer::kRefused) {
-        // A writer of the mount may live on in a mapping whose handle is closed: its phase goes on.
-        return tracked > 0 || mapped_by_ours ? Writers::kTracked : Writers::kOthers;
-      } else if (tracked == 0) {
-        const Lock lock(mutex_);
-        return file.leased ? Writers::kNone : Writers::kOthers;  // broken already: one has just come
-      } else {
-        drop_lease(file);
-        if (waited >= kAgreement) return Writers::kTracked;
-      }
+    if (leases_ && (tracked == 0 || file.backing_id > 0)) {
+      answer = take_lease(file, &LeaseKeeper::watch);
+      if (answer == LeaseKeeper::Answer::kUnsupported) leases_unsupported_ = true;
     }
-    std::this_thread::sleep_for(kPoll);
+    if (tracked == 0) {
+      const Lock lock(mutex_);
+      if (answer == LeaseKeeper::Answer::kGranted && !file.leased) return Writers::kOthers;  // broken already: one has just come
+      if (answer != LeaseKeeper::Answer::kRefused) return Writers::kNone;
+      // A writer of the mount may live on in a mapping whose handle is closed: its phase goes on. If nobody looked when
+      // that was closed, another one may have come: what was hashed does not stand this time.
+      file.outlived = mapped;
+      return !mapped ? Writers::kOthers : outlived ? Writers::kTracked : Writers::kDoubtful;
+    }
+    if (answer == LeaseKeeper::Answer::kGranted) {
+      drop_lease(file);
+    } else {
+      if (settled) return Writers::kTracked;
+      // Somebody writes for sure: whether it is who we think matters less than time.
+      if (answer == LeaseKeeper::Answer::kRefused && std::chrono::steady_clock::now() - start >= kReleaseInFlight) return Writers::kDoubtful;
+    }
+    if (has_waited_for_releases(start)) return Writers::kDoubtful;
   }
 }
 
@@ -88,7 +104,7 @@ bool OpenFiles::is_written_through_mount(const File& file) const {
 // Whether somebody reads the file: a handle, or in passthrough mode a mapping without one.
 bool OpenFiles::has_readers(File& file) {
   const auto start = std::chrono::steady_clock::now();
-  for (;;) {
+  for (bool settled = false;; settled = releases_are_in()) {
     std::uint32_t tracked = 0;
     bool writers = false;
     {
@@ -96,34 +112,12 @@ bool OpenFiles::has_readers(File& file) {
       tracked = file.readers;
       writers = file.writers > 0;
     }
-    const auto waited = std::chrono::steady_clock::now() - start;
     auto answer = LeaseKeeper::Answer::kUnsupported;
     if (file.backing_id > 0 && !writers) answer = take_lease(file, &LeaseKeeper::watch_if_alone);
     if (answer == LeaseKeeper::Answer::kGranted && tracked == 0) return false;
     if (answer == LeaseKeeper::Answer::kRefused) return true;
-    if (answer == LeaseKeeper::Answer::kUnsupported && (tracked == 0 || waited >= kReleaseInFlight)) return tracked > 0;
-    if (waited >= kAgreement) return true;
-    std::this_thread::sleep_for(kPoll);
-  }
-}
-
-// Whether the last writer is gone: by our count and by the kernel's, which knows of mappings and whose RELEASEs may be
-// on their way to us.
-bool OpenFiles::nobody_writes(File& file) {
-  const auto start = std::chrono::steady_clock::now();
-  for (;;) {
-    std::uint32_t tracked = 0;
-    {
-      const Lock lock(mutex_);
-      tracked = file.writers;
-    }
-    if (file.backing_id == 0) return tracked == 0;  // our own descriptor counts as a writer, too
-    const auto answer = take_lease(file, &LeaseKeeper::watch);
-    if (answer == LeaseKeeper::Answer::kRefused) return false;
-    if (answer == LeaseKeeper::Answer::kUnsupported || tracked == 0) return tracked == 0;
-    drop_lease(file);
-    if (std::chrono::steady_clock::now() - start >= kAgreement) return false;
-    std::this_thread::sleep_for(kPoll);
+    if (answer == LeaseKeeper::Answer::kUnsupported && (tracked == 0 || settled)) return tracked > 0;
+    if (has_waited_for_releases(start)) return true;
   }
 }
 
@@ -180,15 +174,9 @@ void OpenFiles::break_lease(File& file) {
     const auto start = std::chrono::steady_clock::now();
     while (file.readers > 0 && !file.mapped) {
       lock.unlock();
-      const auto idle = kernel_.is_idle();
-      const auto limit = idle ? kReleaseUnderWay : kReleaseInFlight;
-      const bool over = idle.value_or(false) || std::chrono::steady_clock::now() - start >= limit;
-      if (over) {
-        lock.lock();
-        break;
-      }
-      std::this_thread::sleep_for(kPoll);
+      const bool over = releases_are_in() || has_waited_for_releases(start);
       lock.lock();
+      if (over) break;
     }
     open_here = file.readers > 0 || file.being_read || file.mapped;
     file.mapped = false;
@@ -228,7 +216,7 @@ void OpenFiles::on_tick() {
   for (File* const file : stale) {
     // Closed for a second: if it can be leased, no mapping stores into it any more.
     if (file->writable && file->anchor) (void)take_lease(*file, &LeaseKeeper::watch);
-    if (file->mapped) note_mapped_readers(*file, true);
+    if (file->mapped) note_mappings(*file, true);
     if (!file->mapped) drop_lease(*file);
     Lock lock(mutex_);
     leave_busy(*file, lock);

@@ -53,10 +53,8 @@ class FileRecord {
   // utimes through the mount: an mtime that differs is no sign of a write any more.
   void times_were_set() { times_set_ = true; }
   // Somebody had it open for writing: the version decides, and a moved one is a write.
-  void was_open_for_write() { had_writer_ = in_writing_phase_ = true; }
+  void was_open_for_write() { had_writer_ = true; }
   void was_written_beside() { had_writer_ = true; }
-  // From a writer's open through the mount until nobody at all writes any more.
-  bool is_in_writing_phase() const { return in_writing_phase_; }
   // Somebody writes beside us, or a writable mapping lives on: no version proves anything.
   void nothing_is_certain() { uncertain_ = true; }
   // We stop watching it (the lease goes) at `now`.
@@ -71,7 +69,7 @@ class FileRecord {
   // Our descriptor of it was given up, for others; told once.
   void gave_up_descriptor() { given_up_ = true; }
   bool take_given_up() { return std::exchange(given_up_, false); }
-  void writing_phase_ended() { open_writers_emitted_ = in_writing_phase_ = false; }
+  void writing_phase_ended() { open_writers_emitted_ = false; }
 
  private:
   std::array<std::uint8_t, 32> digest_{};  // its first bytes: told apart, not logged
@@ -82,7 +80,6 @@ class FileRecord {
   HashAlgorithm algorithm_ = HashAlgorithm::kSha256;
   bool hashed_ = false;
   bool had_writer_ = false;
-  bool in_writing_phase_ = false;
   bool uncertain_ = false;
   bool times_set_ = false;
   bool may_emit_tomtou_ = false;

@@ -46,8 +46,8 @@ class OpenFiles {
     std::function<void(int id)> close_backing;
     std::function<void(NodeId)> drop_page_cache;
     std::function<void(NodeId)> drop_attributes;  // at once; among them the size, which ends a cached read
-    // Whether no request is on its way to us or in work; nothing if that cannot be learnt.
-    std::function<std::optional<bool>()> is_idle;
+    // How many requests are on their way to us or in work; nothing if that cannot be learnt.
+    std::function<std::optional<unsigned>()> requests;
   };
   // What is not as it should be, for status. Counters only grow.
   struct Health {
@@ -126,8 +126,8 @@ class OpenFiles {
   File& claim(File& file, const Lock& lock);
   void give_up(const std::vector<File*>& files, Lock& lock);
   void close_anchor(File& file);
-  void note_mapped_readers(File& file, bool again = false);
-  void ask_again_for_mapped_readers(NodeId node);
+  void note_mappings(File& file, bool again = false);
+  void ask_again_for_mappings(NodeId node);
   void set_writable(File& file, bool writable, const Lock& lock);
 
   // The lease thread's (open_watch.cpp).
@@ -143,13 +143,19 @@ class OpenFiles {
   Status open_for_reading(Opening& opening);
   Status open_for_writing(Opening& opening);
   Status truncate(Opening& opening);
-  enum class Writers { kNone, kTracked, kOthers };
+  enum class Writers {
+    kNone,
+    kTracked,   // of the mount, and one of them for sure
+    kDoubtful,  // perhaps those we know of, perhaps others, perhaps none any more
+    kOthers,    // beside the mount
+  };
   Writers find_writers(File& file);
+  bool releases_are_in() const;
+  bool has_waited_for_releases(std::chrono::steady_clock::time_point start) const;
   bool is_written_through_mount(const File& file) const;
   LeaseKeeper::Answer take_lease(File& file, LeaseKeeper::Answer (LeaseKeeper::*ask)(int));
   bool has_readers(File& file);
   Status end_writing_phase(File& file);
-  bool nobody_writes(File& file);
   Status measure(Opening& opening, Writers& writers);
   Result<Collected> collect(Opening& opening, const MeasureOrder& order, Writers& writers, bool direct);
   Status store_violation(File& file, Violation violation, const Requester& who, const std::string& path);
@@ -172,6 +178,7 @@ class OpenFiles {
   std::list<File*> idle_;        // guarded by mutex_; files nobody has open, the longest idle first
   std::vector<File*> by_fd_;     // guarded by mutex_; which file a lease's descriptor belongs to
   std::atomic<unsigned> inline_hashes_{0};
+  std::atomic<std::uint64_t> opens_begun_{0}, opens_ended_{0};  // ended: about to be answered
   std::atomic<bool> leases_unsupported_{false};
   std::atomic<bool> passthrough_unsupported_{false};
   std::atomic<std::uint64_t> measured_{0}, cache_hits_{0}, hashed_bytes_{0};

@@ -1,10 +1,12 @@
 #!/usr/bin/env python3
 """Rewrites that time stamps do not show: of the same size, with the mtime put back, within one grain of the file system's
 clock. No state may be read without its entry. ROUNDS rewrites each (2,000). A clock that is set back is in measure_cache_test."""
+import contextlib
 import hashlib
 import os
 import subprocess
 import sys
+import tempfile
 import time
 import unittest
 
@@ -28,13 +30,14 @@ def read(path):
 
 
 class Clocks(unittest.TestCase):
-    def judge(self, mount, rounds, where, pause=0.0):
-        """Every state was read as it is, and has an entry of its own."""
+    def judge(self, mount, rounds, where, pause=0.0, next_writer=None):
+        """Every state was read as it is, and has an entry of its own, also if the next writer is there already, at its path."""
         states = set()
         for i in range(rounds):
-            data = b'%s %07d' % (os.path.basename(where)[:1].encode(), i)
+            data = b'%s %s %07d' % (where.encode()[-1:], (next_writer or '-').encode()[-1:], i)
             rewrite(f'{where}/f', data)
-            self.assertEqual(data, read(mount.path + '/f'))
+            with open(f'{next_writer}/f', 'ab') if next_writer else contextlib.nullcontext():
+                self.assertEqual(data, read(mount.path + '/f'))
             states.add(hashlib.sha256(data).hexdigest())
             time.sleep(pause)
         logged = {digest.split(b':')[1].decode() for digest, name in mount.log() if name == b'/f'}
@@ -52,7 +55,20 @@ class Clocks(unittest.TestCase):
     def test_through_the_mount(self):
         for options in ([], ['--no-passthrough'], ['--no-leases']):
             with self.subTest(options=options), Mount(*options) as mount:
-                self.judge(mount, ROUNDS // 4, mount.path)
+                for next_writer in (None, mount.path, mount.backing):
+                    self.judge(mount, ROUNDS // 8, mount.path, next_writer=next_writer)
+
+    def test_through_a_mount_whose_releases_come_late(self):
+        """Each open may find the last writer still there that is gone."""
+        with tempfile.TemporaryDirectory() as directory:
+            library = directory + '/late_release.so'
+            source = os.path.dirname(os.path.abspath(__file__)) + '/late_release.cpp'
+            subprocess.run(['c++', '-shared', '-fPIC', '-o', library, source], check=True)
+            late = ['env', 'LD_PRELOAD=' + library, 'ASAN_OPTIONS=verify_asan_link_order=0']
+            for options in ([], ['--no-passthrough'], ['--no-leases']):
+                with self.subTest(options=options), Mount(*options, prefix=late) as mount:
+                    for next_writer in (None, mount.path, mount.backing):
+                        self.judge(mount, ROUNDS // 200, mount.path, next_writer=next_writer)
 
     def test_a_file_system_whose_clock_counts_seconds(self):
         """ext4 with inodes of 128 bytes: many states have all their time stamps in common."""

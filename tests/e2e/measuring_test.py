@@ -185,6 +185,23 @@ class Measuring(unittest.TestCase):
             self.assertEqual(5, int(mount.control('violations')))
             self.assertEqual(0, mount.verify().returncode)
 
+    def test_a_writer_beside_the_mount_after_one_of_the_mount_is_no_part_of_its_phase(self):
+        for flags in (os.O_WRONLY, os.O_RDWR):
+            for options in ([], ['--no-passthrough']):
+                with self.subTest(flags=flags, options=options), Mount(*options) as mount:
+                    write(mount.backing + '/f', b'one')
+                    self.assertEqual(b'one', read(mount.path + '/f'))
+                    fd = os.open(mount.path + '/f', flags)
+                    os.write(fd, b'two')
+                    os.close(fd)
+                    mount.settle()
+                    time.sleep(0.05)  # whether a mapping lives on is looked at then
+                    with open(mount.backing + '/f', 'r+b', buffering=0) as beside:
+                        beside.write(b'six')
+                        self.assertEqual(b'six', read(mount.path + '/f'))
+                    self.assertEqual(b'1\n', mount.control('violations'))
+                    self.assertIn((b'sha256:' + hashlib.sha256(b'six').hexdigest().encode(), b'/f'), mount.log())
+
     def test_o_direct_logs_zeros_but_not_for_what_is_measured(self):
         with Mount() as mount:
             for name in ('measured', 'fresh'):
