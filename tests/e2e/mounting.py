@@ -33,6 +33,17 @@ def known(path):
         os.close(descriptor)
 
 
+@contextlib.contextmanager
+def ahead_of_others():
+    """What is started meanwhile need not wait for the processor, where that can be had: its times say something on a busy machine, too."""
+    with contextlib.suppress(PermissionError):
+        os.setpriority(os.PRIO_PROCESS, 0, -20)
+    try:
+        yield
+    finally:
+        os.setpriority(os.PRIO_PROCESS, 0, 0)
+
+
 class Mount:
     def __init__(self, *options, backing=None, work=None, user=None, prefix=()):
         self.work = work or tempfile.mkdtemp(prefix='imafs-e2e-')

@@ -10,7 +10,7 @@ import sys
 import tempfile
 import unittest
 
-from mounting import IMAFS, Mount, write_binary_log
+from mounting import IMAFS, Mount, ahead_of_others, write_binary_log
 
 HOSTILE = '</script><script>document.title = "owned"</script><img src=x onerror=alert(1)>'.replace('/', '\u2215')
 
@@ -146,7 +146,8 @@ class Report(unittest.TestCase):
             self.assertLess(os.path.getsize(work + '/report.html'), 25_000_000)
             loads = []
             for _ in range(3):
-                page, complaints = load(work + '/report.html', '#q=file-077777')
+                with ahead_of_others():
+                    page, complaints = load(work + '/report.html', '#q=file-077777')
                 self.assertEqual([], complaints)
                 self.assertIn('1 of 100,000', page.ids['found'])
                 loads.append(int(page.root['data-ready']))
