@@ -36,7 +36,7 @@ Status OpenFiles::measure(Opening& opening, Writers& writers) {
       // kernel) until the last one closes. Of others we know nothing from one open to the next.
       if (writers == Writers::kTracked) {
         needed = !record.is_hashed() || unmeasured(record);
-      } else if (writers == Writers::kOthers || standing != FileRecord::Standing::kCurrent) {
+      } else if (writers != Writers::kNone || standing != FileRecord::Standing::kCurrent) {
         needed = true;
         doubted = writers == Writers::kNone && standing == FileRecord::Standing::kSuspect && !unmeasured(record);
       }
