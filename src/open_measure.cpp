@@ -179,13 +179,12 @@ Status OpenFiles::prepare(Opening& opening) {
     const Lock lock(mutex_);
     first = !file.is_open();
   }
+  UniqueFd& created = opening.request.created;
+  const bool made_for_reading = created && (::fcntl(created.get(), F_GETFL) & O_ACCMODE) == O_RDONLY;
   if (!file.anchor) {
-    const int created = opening.request.created.get();
-    if (created >= 0 && (::fcntl(created, F_GETFL) & O_ACCMODE) == O_RDONLY) {
-      file.anchor = std::move(opening.request.created);
+    if (made_for_reading) {
+      file.anchor = std::move(created);
     } else {
-      // Made for reading and writing: its mode may forbid us to open it again.
-      if (created >= 0) file.writer = std::move(opening.request.created);
       auto fd = table_.open(file.node, O_RDONLY | O_NOATIME | O_CLOEXEC);
       if (!fd && fd.error().code == EPERM) fd = table_.open(file.node, O_RDONLY | O_CLOEXEC);
       if (fd) {
@@ -204,7 +203,7 @@ Status OpenFiles::prepare(Opening& opening) {
       by_fd_[index] = &file;
     }
   }
-  opening.request.created.reset();
+  if (made_for_reading) created.reset();
   // Decided anew only while nobody has it open: every open of an inode must be served the same way.
   if (first && file.backing_id <= 0 && options_.passthrough && file.anchor) {
     file.backing_id = std::max(0, kernel_.open_backing(file.anchor.get()));
@@ -331,6 +330,8 @@ Status OpenFiles::open_for_writing(Opening& opening) {
   // Our own open would wait for our own lease.
   drop_lease(file);
   cache_.with_existing(file.node, [](FileRecord& record) { record.was_open_for_write(); });
+  // What was made for reading and writing may have a mode that forbids us to open it again.
+  if (file.backing_id == 0 && !file.writer) file.writer = std::move(opening.request.created);
   if (file.backing_id == 0 && !file.writer) {
     auto fd = table_.open(file.node, O_RDWR | O_CLOEXEC);
     if (!fd && fd.error().code == EACCES) fd = table_.open(file.node, O_WRONLY | O_CLOEXEC);

@@ -70,6 +70,7 @@ OpenFiles::Writers OpenFiles::find_writers(File& file) {
       mapped = file.backing_id > 0 && file.writable;
       outlived = file.outlived;
     }
+    if (tracked == 0) file.writer.reset();  // it would count as somebody who writes
     auto answer = LeaseKeeper::Answer::kUnsupported;
     // Without passthrough our own descriptor is the writer, so a lease says nothing while one is tracked.
     if (leases_ && (tracked == 0 || file.backing_id > 0)) {

@@ -106,7 +106,7 @@ class Watch final : public TreeWatch {
 
   void run() {
     std::array<struct pollfd, 2> watched{{{stop_.get(), POLLIN, 0}, {events_.get(), POLLIN, 0}}};
-    alignas(struct fanotify_event_metadata) std::array<char, 64 * 1024> buffer{};
+    alignas(struct fanotify_event_info_fid) std::array<char, 64 * 1024> buffer{};
     while (!stopping_) {
       (void)::poll(watched.data(), watched.size(), any_restless_ ? 1000 : -1);
       // Many events, few awakenings: what the tree's own users do comes here too.
@@ -120,8 +120,12 @@ class Watch final : public TreeWatch {
         // Somebody fills the disk: to know that something changed is soon, to know what is not.
         behind = behind || Clock::now() - start > kBehind;
         if (behind) continue;
-        const auto* event = reinterpret_cast<const struct fanotify_event_metadata*>(buffer.data());
-        for (auto left = size; FAN_EVENT_OK(event, left); event = FAN_EVENT_NEXT(event, left)) take(*event);
+        struct fanotify_event_metadata head {};  // a copy: it wants 8 bytes of alignment, and an event begins at any 4
+        for (ssize_t at = 0; size - at >= static_cast<ssize_t>(sizeof head); at += head.event_len) {
+          std::memcpy(&head, buffer.data() + at, sizeof head);
+          if (!FAN_EVENT_OK(&head, size - at)) break;
+          take(head, buffer.data() + at);
+        }
       }
       if (behind) lose();
       directories_.clear();
@@ -129,18 +133,18 @@ class Watch final : public TreeWatch {
     }
   }
 
-  void take(const struct fanotify_event_metadata& event) {
-    if ((event.mask & FAN_Q_OVERFLOW) != 0) lose();
-    if (event.pid == self_) return;
-    const char* at = reinterpret_cast<const char*>(&event) + event.metadata_len;
-    const char* const end = reinterpret_cast<const char*>(&event) + event.event_len;
+  void take(const struct fanotify_event_metadata& head, const char* event) {
+    if ((head.mask & FAN_Q_OVERFLOW) != 0) lose();
+    if (head.pid == self_) return;
+    const char* at = event + head.metadata_len;
+    const char* const end = event + head.event_len;
     while (end - at >= static_cast<std::ptrdiff_t>(sizeof(struct fanotify_event_info_header))) {
       const auto& header = *reinterpret_cast<const struct fanotify_event_info_header*>(at);
       if (header.len < sizeof header) return;
       const auto& info = *reinterpret_cast<const struct fanotify_event_info_fid*>(at);
-      if (header.info_type == FAN_EVENT_INFO_TYPE_DFID_NAME && (event.mask & kNameEvents) != 0) name_changed(info);
-      if (header.info_type == FAN_EVENT_INFO_TYPE_FID && (event.mask & (FAN_ATTRIB | kWriteEvents)) != 0) {
-        inode_changed(info, (event.mask & FAN_MODIFY) != 0);
+      if (header.info_type == FAN_EVENT_INFO_TYPE_DFID_NAME && (head.mask & kNameEvents) != 0) name_changed(info);
+      if (header.info_type == FAN_EVENT_INFO_TYPE_FID && (head.mask & (FAN_ATTRIB | kWriteEvents)) != 0) {
+        inode_changed(info, (head.mask & FAN_MODIFY) != 0);
       }
       at += header.len;
     }
