@@ -6,11 +6,13 @@
 #include <sys/ioctl.h>
 #include <sys/mount.h>
 #include <sys/resource.h>
+#include <sys/stat.h>
 #include <sys/statvfs.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <charconv>
 #include <fstream>
 #include <sstream>
@@ -231,7 +233,20 @@ class Session final : public FuseSession {
             }};
   }
 
-  void drop_attributes(NodeId node) { ::fuse_lowlevel_notify_inval_inode(session_.get(), node, -1, 0); }
+  void drop_attributes(NodeId node) {
+    if (node == kRootNode && !root_is_known_) return;
+    ::fuse_lowlevel_notify_inval_inode(session_.get(), node, -1, 0);
+  }
+
+  // Until the kernel has asked for the root's attributes the root has no permissions for anybody, and a notice makes the
+  // kernel throw away an answer that is on its way: we ask, undisturbed, before others do.
+  void make_root_known() {
+    struct stat attr {};
+    (void)::stat(options_.mountpoint.c_str(), &attr);
+    root_is_known_ = true;
+    drop_attributes(kRootNode);  // what changed meanwhile was not told
+    if (ready_) ready_();
+  }
 
   // A notice to the kernel may wait for locks that the request at hand holds: another thread sends it.
   void expire(NodeId parent, std::string name) {
@@ -260,7 +275,7 @@ class Session final : public FuseSession {
     uring_ = options_.io_uring && ::fuse_get_feature_flag(connection, FUSE_CAP_OVER_IO_URING);
     connection->no_interrupt = 1;
     connection->time_gran = 1;
-    if (ready_) ready_();
+    notices_.post([this] { make_root_known(); });
   }
 
   // Ends the connection: who waits for an answer, or in a notification, goes on with an error. Threads of ours may still
@@ -286,6 +301,7 @@ class Session final : public FuseSession {
   bool connected_ = false;
   bool can_pass_through_ = false;
   bool uring_ = false;
+  std::atomic<bool> root_is_known_{false};
   WorkerPool notices_;
   OpenFiles files_;
   TreeOps ops_;

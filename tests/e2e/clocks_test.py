@@ -6,11 +6,10 @@ import hashlib
 import os
 import subprocess
 import sys
-import tempfile
 import time
 import unittest
 
-from mounting import Mount
+from mounting import FUSE_RELEASE, Mount, late
 
 ROUNDS = int(os.environ.get('ROUNDS', '2000'))
 THEN = (10 ** 18, 10 ** 18)  # atime and mtime that every state gets
@@ -60,18 +59,13 @@ class Clocks(unittest.TestCase):
 
     def test_through_a_mount_whose_releases_come_late(self):
         """Each open finds the last writer still there that is gone: waited for at 5 ms, for sure no more at 100."""
-        with tempfile.TemporaryDirectory() as directory:
-            library = directory + '/late_release.so'
-            source = os.path.dirname(os.path.abspath(__file__)) + '/late_release.cpp'
-            subprocess.run(['c++', '-shared', '-fPIC', '-o', library, source], check=True)
-            late = ['env', 'LD_PRELOAD=' + library, 'ASAN_OPTIONS=verify_asan_link_order=0:' + os.environ.get('ASAN_OPTIONS', '')]
-            for options in ([], ['--no-passthrough'], ['--no-leases']):
-                with self.subTest(options=options), Mount(*options, prefix=[*late, 'LATE_RELEASE_MS=100']) as mount:
-                    for next_writer in (None, mount.path, mount.backing):
-                        self.judge(mount, ROUNDS // 200, mount.path, next_writer=next_writer)
-                with self.subTest(options=options), Mount(*options, prefix=[*late, 'LATE_RELEASE_MS=5']) as mount:
-                    self.judge(mount, ROUNDS // 20, mount.path)
-                    self.assertEqual(b'0\n', mount.control('violations'))
+        for options in ([], ['--no-passthrough'], ['--no-leases']):
+            with self.subTest(options=options), late(FUSE_RELEASE, 100) as prefix, Mount(*options, prefix=prefix) as mount:
+                for next_writer in (None, mount.path, mount.backing):
+                    self.judge(mount, ROUNDS // 200, mount.path, next_writer=next_writer)
+            with self.subTest(options=options), late(FUSE_RELEASE, 5) as prefix, Mount(*options, prefix=prefix) as mount:
+                self.judge(mount, ROUNDS // 20, mount.path)
+                self.assertEqual(b'0\n', mount.control('violations'))
 
     def test_a_file_system_whose_clock_counts_seconds(self):
         """ext4 with inodes of 128 bytes: many states have all their time stamps in common."""

@@ -33,6 +33,20 @@ def known(path):
         os.close(descriptor)
 
 
+FUSE_GETATTR, FUSE_RELEASE = 3, 18
+
+
+@contextlib.contextmanager
+def late(opcode, milliseconds):
+    """A prefix for Mount: its daemon sees each FUSE request of one kind so much later."""
+    with tempfile.TemporaryDirectory() as directory:
+        library = directory + '/late_request.so'
+        source = os.path.dirname(os.path.abspath(__file__)) + '/late_request.cpp'
+        subprocess.run(['c++', '-shared', '-fPIC', '-o', library, source], check=True)
+        yield ['env', 'LD_PRELOAD=' + library, f'LATE_OPCODE={opcode}', f'LATE_MS={milliseconds}',
+               'ASAN_OPTIONS=verify_asan_link_order=0:' + os.environ.get('ASAN_OPTIONS', '')]
+
+
 @contextlib.contextmanager
 def ahead_of_others():
     """What is started meanwhile need not wait for the processor, where that can be had: its times say something on a busy machine, too."""

@@ -11,7 +11,7 @@ import tempfile
 import threading
 import time
 
-from mounting import Mount
+from mounting import FUSE_GETATTR, Mount, late
 
 TIMEOUT = 1.0  # --timeout's default
 SLACK = 0.25   # of a busy machine
@@ -260,6 +260,18 @@ def check_end(faults):
             mount.__exit__()
 
 
+def check_first_use(faults):
+    """Who comes first may enter the root, also while the kernel is told that it changed."""
+    with late(FUSE_GETATTR, 100) as prefix, Mount(prefix=prefix) as mount:
+        os.chmod(mount.work, 0o755)
+        os.chmod(mount.backing, 0o755)
+        write(mount.backing + '/f')
+        time.sleep(0.02)  # the kernel is told 50 ms after the change, in the middle of the answer
+        done = subprocess.run(['setpriv', '--reuid', '1234', '--clear-groups', 'cat', mount.path + '/f'], stdout=subprocess.PIPE)
+        if done.stdout != b'data':
+            faults.append('the first who comes may not enter the root')
+
+
 def main():
     if os.geteuid() != 0:
         return 77
@@ -273,6 +285,7 @@ def main():
     check_mapped(faults)
     check_lost(faults)
     check_end(faults)
+    check_first_use(faults)
     for fault in faults:
         print(fault)
     print(f'{len(faults)} faults')
