@@ -14,8 +14,6 @@
 #include <array>
 #include <atomic>
 #include <charconv>
-#include <fstream>
-#include <sstream>
 #include <thread>
 #include <utility>
 
@@ -133,21 +131,15 @@ class Session final : public FuseSession {
   // What the kernel says of this connection, in the fuse control file system: our own view of it, which no path leads to,
   // because it is not mounted everywhere; who may not mount looks where it usually is.
   void open_connection() {
-    std::ifstream mounts("/proc/self/mountinfo");
-    std::string line, id, parent, device, root, point, number;
-    while (std::getline(mounts, line)) {
-      std::istringstream words(line);
-      words >> id >> parent >> device >> root >> point;
-      if (point == options_.mountpoint && device.starts_with("0:")) number = device.substr(2);
-    }
-    if (number.empty()) return;
+    struct statx root {};  // what the kernel knows: nobody answers yet
+    if (::statx(AT_FDCWD, options_.mountpoint.c_str(), AT_STATX_DONT_SYNC, 0, &root) != 0 || root.stx_dev_major != 0) return;
     UniqueFd all;
     const UniqueFd context(::fsopen("fusectl", FSOPEN_CLOEXEC));
     if (context && ::fsconfig(context.get(), FSCONFIG_CMD_CREATE, nullptr, nullptr, 0) == 0) {
       all.reset(::fsmount(context.get(), FSMOUNT_CLOEXEC, 0));
     }
     if (!all) all.reset(::open("/sys/fs/fuse/connections", O_PATH | O_DIRECTORY | O_CLOEXEC));
-    if (all) connection_.reset(::openat(all.get(), number.c_str(), O_PATH | O_DIRECTORY | O_CLOEXEC));
+    if (all) connection_.reset(::openat(all.get(), std::to_string(root.stx_dev_minor).c_str(), O_PATH | O_DIRECTORY | O_CLOEXEC));
   }
 
   // How many requests the kernel has under way. Its file gives one number for each time it is opened.

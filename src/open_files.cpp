@@ -164,13 +164,10 @@ void OpenFiles::release(std::uint64_t handle) {
 // phase, a reader still counts when somebody writes. REQUIRES: busy is ours, the mutex is not held.
 void OpenFiles::note_mappings(File& file, bool again) {
   if (!leases_ || file.backing_id == 0) return;
-  if (file.writable && file.anchor) {
-    const bool refused = take_lease(file, &LeaseKeeper::watch) == LeaseKeeper::Answer::kRefused;
-    const Lock lock(mutex_);
-    file.outlived = refused;
-  }
+  const bool outlived = file.writable && file.anchor && take_lease(file, &LeaseKeeper::watch) == LeaseKeeper::Answer::kRefused;
   {
     const Lock lock(mutex_);
+    file.outlived = outlived;
     if (!file.leased) file.mapped = false;
     if (!file.leased) return;
   }

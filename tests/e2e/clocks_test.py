@@ -58,7 +58,7 @@ class Clocks(unittest.TestCase):
                     self.judge(mount, ROUNDS // 8, mount.path, next_writer=next_writer)
 
     def test_through_a_mount_whose_releases_come_late(self):
-        """Each open finds the last writer still there that is gone: waited for at 5 ms, for sure no more at 100."""
+        """Each open finds the last writer still there that is gone: it is waited for at 5 ms, and no longer at 100."""
         for options in ([], ['--no-passthrough'], ['--no-leases']):
             with self.subTest(options=options), late(FUSE_RELEASE, 100) as prefix, Mount(*options, prefix=prefix) as mount:
                 for next_writer in (None, mount.path, mount.backing):

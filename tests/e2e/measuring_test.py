@@ -3,6 +3,7 @@ import hashlib
 import os
 import signal
 import subprocess
+import tempfile
 import threading
 import time
 import unittest
@@ -282,7 +283,7 @@ class Measuring(unittest.TestCase):
 
     def test_each_writing_phase_has_its_violation_also_if_nobody_read_between_two(self):
         for options in ([], ['--no-passthrough'], ['--no-leases']):
-            with self.subTest(options=options), Mount(*options) as mount:
+            with self.subTest(options=options), tempfile.TemporaryDirectory(prefix='a blank ') as work, Mount(*options, work=work) as mount:
                 write(mount.backing + '/f', b'x')
                 for phase in range(1, 4):
                     first = os.open(mount.path + '/f', os.O_WRONLY)
