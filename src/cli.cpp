@@ -80,6 +80,7 @@ void add_mount_options(CLI::App& app, MountConfig& config, std::vector<std::stri
   app.add_flag("--io-uring", config.io_uring, "speak FUSE over io_uring where the kernel has it enabled");
   app.add_flag("--no-passthrough", config.no_passthrough, "serve all data through the daemon");
   app.add_flag("--no-watch", config.no_watch, "do not ask the kernel to tell of changes beside the mount: names and attributes age by --timeout");
+  app.add_flag("--no-low-latency", config.no_low_latency, "let idle processors sleep also while requests follow each other quickly");
   app.add_flag("--no-leases", config.no_leases, "do not watch writers beside the mount");
   app.add_option("-o", mount_options, "mount options, as mount(8) gives them")->take_all();
   app.add_flag("-f,--foreground", config.foreground, "stay, and write messages to stderr");

@@ -363,46 +363,59 @@ void do_poll(fuse_req_t request, fuse_ino_t node, struct fuse_file_info* file, s
   refuse(request, ENOSYS);  // regular files are always ready; the kernel asks no more
 }
 
+// A handler, with its request counted.
+template <auto handler>
+struct Counted;
+template <class... Arguments, void (*handler)(fuse_req_t, Arguments...)>
+struct Counted<handler> {
+  static void handle(fuse_req_t request, Arguments... arguments) {
+    context_of(request).wake.count_request();
+    handler(request, arguments...);
+  }
+};
+template <auto handler>
+constexpr auto counted = &Counted<handler>::handle;
+
 struct fuse_lowlevel_ops make_operations() {
   struct fuse_lowlevel_ops ops {};
   ops.init = do_init;
-  ops.lookup = do_lookup;
-  ops.forget = do_forget;
-  ops.forget_multi = do_forget_multi;
-  ops.getattr = do_getattr;
-  ops.statx = do_statx;
-  ops.setattr = do_setattr;
-  ops.readlink = do_readlink;
-  ops.mknod = do_mknod;
-  ops.mkdir = do_mkdir;
-  ops.symlink = do_symlink;
-  ops.link = do_link;
-  ops.unlink = do_unlink;
-  ops.rmdir = do_rmdir;
-  ops.rename = do_rename;
-  ops.statfs = do_statfs;
-  ops.getxattr = do_getxattr;
-  ops.listxattr = do_listxattr;
-  ops.setxattr = do_setxattr;
-  ops.removexattr = do_removexattr;
-  ops.open = do_open;
-  ops.create = do_create;
-  ops.tmpfile = do_tmpfile;
-  ops.release = do_release;
-  ops.flush = do_flush;
-  ops.read = do_read;
-  ops.write = do_write;
-  ops.fsync = do_fsync;
-  ops.fallocate = do_fallocate;
-  ops.lseek = do_lseek;
-  ops.copy_file_range = do_copy_file_range;
-  ops.ioctl = do_ioctl;
-  ops.poll = do_poll;
-  ops.opendir = do_opendir;
-  ops.releasedir = do_releasedir;
-  ops.fsyncdir = do_fsyncdir;
-  ops.readdir = do_readdir;
-  ops.readdirplus = do_readdirplus;
+  ops.lookup = counted<do_lookup>;
+  ops.forget = counted<do_forget>;
+  ops.forget_multi = counted<do_forget_multi>;
+  ops.getattr = counted<do_getattr>;
+  ops.statx = counted<do_statx>;
+  ops.setattr = counted<do_setattr>;
+  ops.readlink = counted<do_readlink>;
+  ops.mknod = counted<do_mknod>;
+  ops.mkdir = counted<do_mkdir>;
+  ops.symlink = counted<do_symlink>;
+  ops.link = counted<do_link>;
+  ops.unlink = counted<do_unlink>;
+  ops.rmdir = counted<do_rmdir>;
+  ops.rename = counted<do_rename>;
+  ops.statfs = counted<do_statfs>;
+  ops.getxattr = counted<do_getxattr>;
+  ops.listxattr = counted<do_listxattr>;
+  ops.setxattr = counted<do_setxattr>;
+  ops.removexattr = counted<do_removexattr>;
+  ops.open = counted<do_open>;
+  ops.create = counted<do_create>;
+  ops.tmpfile = counted<do_tmpfile>;
+  ops.release = counted<do_release>;
+  ops.flush = counted<do_flush>;
+  ops.read = counted<do_read>;
+  ops.write = counted<do_write>;
+  ops.fsync = counted<do_fsync>;
+  ops.fallocate = counted<do_fallocate>;
+  ops.lseek = counted<do_lseek>;
+  ops.copy_file_range = counted<do_copy_file_range>;
+  ops.ioctl = counted<do_ioctl>;
+  ops.poll = counted<do_poll>;
+  ops.opendir = counted<do_opendir>;
+  ops.releasedir = counted<do_releasedir>;
+  ops.fsyncdir = counted<do_fsyncdir>;
+  ops.readdir = counted<do_readdir>;
+  ops.readdirplus = counted<do_readdirplus>;
   // No getlk, setlk, flock: the kernel keeps the locks of the mount, where they cost nothing and cannot
   // stay behind on our own descriptors.
   return ops;

@@ -15,6 +15,7 @@
 #include "imafs/tree_ops.h"
 #include "imafs/tree_watch.h"
 #include "inode_numbers.h"
+#include "wake_latency.h"
 
 namespace imafs {
 
@@ -28,6 +29,7 @@ struct FuseContext {
   ControlDir& control;
   const TreeWatch* watch;  // null: nobody tells of changes beside the mount
   InodeNumbers& numbers;
+  WakeLatency& wake;
   std::function<void(struct fuse_conn_info*)> on_init;
   std::function<void(NodeId parent, std::string name)> expire_name;  // from another thread, soon
 };

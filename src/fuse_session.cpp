@@ -90,7 +90,8 @@ class Session final : public FuseSession {
         files_(open_file_options(), kernel(), tree, *table_, gate, reaper_),
         ops_(*table_, files_, options_.passthrough),
         numbers_(table_->identity_of(kRootNode).first),
-        context_{options_, *table_, files_, ops_, reaper_, control, nullptr, numbers_, [this](auto* connection) { initialize(connection); },
+        wake_(options_.low_latency),
+        context_{options_, *table_, files_, ops_, reaper_, control, nullptr, numbers_, wake_, [this](auto* connection) { initialize(connection); },
                  [this](NodeId parent, std::string name) { expire(parent, std::move(name)); }} {}
 
   ~Session() override {
@@ -171,7 +172,7 @@ class Session final : public FuseSession {
     return {};
   }
 
-  Health health() const override { return {files_.health(), table_->size(), table_->open_descriptors(), uring_, watch_ != nullptr}; }
+  Health health() const override { return {files_.health(), wake_.requests(), table_->size(), table_->open_descriptors(), uring_, watch_ != nullptr}; }
 
  private:
   OpenFiles::Options open_file_options() const {
@@ -298,6 +299,7 @@ class Session final : public FuseSession {
   OpenFiles files_;
   TreeOps ops_;
   InodeNumbers numbers_;
+  WakeLatency wake_;
   std::unique_ptr<TreeWatch> watch_;  // null: not wanted, or not to be had
   FuseContext context_;
 };

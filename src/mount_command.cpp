@@ -225,6 +225,7 @@ SessionOptions Mount::session_options() const {
   options.show_control = config_.show_control;
   options.timeout_seconds = config_.timeout_seconds;
   options.watch = !config_.no_watch;
+  options.low_latency = !config_.no_low_latency;
   options.io_uring = config_.io_uring;
   options.passthrough = !config_.no_passthrough && ::geteuid() == 0;
   options.leases = !config_.no_leases;
@@ -283,6 +284,7 @@ StatusReport Mount::report() const {
   if (health.files.passthrough_unsupported) report.degraded.push_back({"no-passthrough", "some files are read and written through the daemon"});
   if (!tree_->is_private()) report.degraded.push_back({"shared-view", "mounts made later in the backing tree show in the mount"});
   report.counters.insert(report.counters.end(), {
+                     {"imafs_requests_total", "Requests of the kernel.", health.requests},
                      {"imafs_known_inodes", "Inodes the kernel knows.", health.known_inodes},
                      {"imafs_open_files", "Open handles of regular files.", health.files.open},
                      {"imafs_watched_files", "Files a lease watches.", health.files.leased},

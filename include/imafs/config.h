@@ -35,6 +35,7 @@ struct MountConfig {
   std::string log_file;
   double timeout_seconds = 1;
   bool no_watch = false;
+  bool no_low_latency = false;
   bool io_uring = false;
   bool new_log = false;
   bool no_dedupe = false;

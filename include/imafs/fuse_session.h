@@ -23,6 +23,7 @@ struct SessionOptions {
   bool show_control = false;      // list .ima in the root
   double timeout_seconds = 1;     // how long the kernel may believe names and attributes
   bool watch = true;              // believe them longer where changes beside the mount are told
+  bool low_latency = true;        // keep processors awake between requests that follow each other quickly
   bool io_uring = false;
   bool passthrough = true;
   bool leases = true;
@@ -45,6 +46,7 @@ class FuseSession {
 
   struct Health {
     OpenFiles::Health files;
+    std::uint64_t requests = 0;     // of the kernel, since the start
     std::uint64_t known_inodes = 0;
     std::size_t cached_descriptors = 0;
     bool io_uring = false;
