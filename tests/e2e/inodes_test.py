@@ -1,7 +1,9 @@
 #!/usr/bin/env python3
-"""Many inodes: walked by find, read by 8 processes; memory an inode, descriptors, and what is left when the kernel forgets.
-FILES: 30,000; FILES=1000000 by hand."""
+"""What a mount takes of the machine. Many inodes: walked by find, read by 8 processes; memory an inode, descriptors, and what is
+left when the kernel forgets (FILES: 30,000; FILES=1000000 by hand). Processors: kept awake only while requests come quickly."""
+import contextlib
 import os
+import struct
 import subprocess
 import sys
 import time
@@ -19,6 +21,11 @@ def resident(pid):
 
 def descriptors(pid):
     return len(os.listdir(f'/proc/{pid}/fd'))
+
+
+def allowed_latency(device):
+    """Microseconds a processor may take to wake up: the least that anybody asked for."""
+    return struct.unpack('i', os.pread(device, 4, 0))[0]
 
 
 class Inodes(unittest.TestCase):
@@ -77,6 +84,27 @@ class Inodes(unittest.TestCase):
                     for file in held:
                         file.close()
                 self.assertEqual(0, mount.verify().returncode)
+
+    @unittest.skipUnless(os.path.exists('/dev/cpu_dma_latency') and os.cpu_count() <= 8, 'imafs lets processors sleep here')
+    def test_processors_stay_awake_while_requests_come_quickly_and_no_longer(self):
+        with contextlib.ExitStack() as stack:
+            device = os.open('/dev/cpu_dma_latency', os.O_RDONLY)
+            stack.callback(os.close, device)
+            for options, awake in ((('--no-low-latency',), False), ((), True)):
+                with Mount(*options) as mount:
+                    with open(mount.backing + '/f', 'w') as file:
+                        file.write('content')
+                    self.assertNotEqual(0, allowed_latency(device), 'at rest')
+                    seen, end = set(), time.monotonic() + 1
+                    while time.monotonic() < end:
+                        for _ in range(50):
+                            os.close(os.open(mount.path + '/f', os.O_RDONLY))
+                        seen.add(allowed_latency(device))
+                    self.assertEqual(awake, 0 in seen, options)
+                    end = time.monotonic() + 1
+                    while allowed_latency(device) == 0 and time.monotonic() < end:
+                        time.sleep(0.005)
+                    self.assertNotEqual(0, allowed_latency(device), 'a second later')
 
 
 if __name__ == '__main__':
