@@ -13,7 +13,7 @@ constexpr std::int32_t kNoMatter = 2'000'000'000;
 }  // namespace
 
 WakeLatency::WakeLatency(bool enabled) {
-  if (!enabled || std::thread::hardware_concurrency() > kManyProcessors) return;
+  if (!enabled || ::sysconf(_SC_NPROCESSORS_ONLN) > kManyProcessors) return;  // all of the machine, not ours alone
   device_.reset(::open("/dev/cpu_dma_latency", O_WRONLY | O_CLOEXEC));
   if (device_) thread_ = std::thread([this] { run(); });
 }

@@ -32,7 +32,7 @@ class WakeLatency {
   // Held while there are so many requests in each interval: 4,000 a second.
   static constexpr std::uint64_t kMany = 8;
   static constexpr std::chrono::milliseconds kInterval{2};
-  static constexpr unsigned kManyProcessors = 8;
+  static constexpr long kManyProcessors = 8;
 
   void look();
   void run();
