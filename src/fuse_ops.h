@@ -7,6 +7,7 @@
 
 #include <functional>
 
+#include "absent_names.h"
 #include "imafs/control_dir.h"
 #include "imafs/fuse_session.h"
 #include "imafs/inode_table.h"
@@ -29,6 +30,7 @@ struct FuseContext {
   ControlDir& control;
   const TreeWatch* watch;  // null: nobody tells of changes beside the mount
   InodeNumbers& numbers;
+  AbsentNames& absent;
   WakeLatency& wake;
   std::function<void(struct fuse_conn_info*)> on_init;
   std::function<void(NodeId parent, std::string name)> expire_name;  // from another thread, soon

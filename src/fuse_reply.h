@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <chrono>
 #include <cstdint>
 #include <span>
 #include <vector>
@@ -31,11 +32,11 @@ inline void reply(fuse_req_t request, const Status& status) { fuse_reply_err(req
 
 // How long the kernel may believe what is said of an inode where changes beside the mount are told. Not for ever: a
 // store into a mapping beside the mount moves times, and nobody tells.
-inline constexpr double kWatchedSeconds = 300;
+inline constexpr std::chrono::seconds kWatched{300};
 
 inline double timeout_of(const FuseContext& context, dev_t device, ino_t inode) {
   const double unwatched = context.options.timeout_seconds;
-  return context.watch && context.watch->is_settled(device, inode) ? std::max(unwatched, kWatchedSeconds) : unwatched;
+  return context.watch && context.watch->is_settled(device, inode) ? std::max(unwatched, static_cast<double>(kWatched.count())) : unwatched;
 }
 
 // Of a known inode's attributes. A store into a mapping moves its times, and nothing tells the kernel.

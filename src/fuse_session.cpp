@@ -91,7 +91,7 @@ class Session final : public FuseSession {
         ops_(*table_, files_, options_.passthrough),
         numbers_(table_->identity_of(kRootNode).first),
         wake_(options_.low_latency),
-        context_{options_, *table_, files_, ops_, reaper_, control, nullptr, numbers_, wake_, [this](auto* connection) { initialize(connection); },
+        context_{options_, *table_, files_, ops_, reaper_, control, nullptr, numbers_, absent_, wake_, [this](auto* connection) { initialize(connection); },
                  [this](NodeId parent, std::string name) { expire(parent, std::move(name)); }} {}
 
   ~Session() override {
@@ -216,14 +216,22 @@ class Session final : public FuseSession {
             },
             [this](dev_t device, ino_t directory, const std::string& name) {
               for (const NodeId node : table_->numbers_of(device, directory)) {
-                ::fuse_lowlevel_notify_expire_entry(session_.get(), node, name.c_str(), name.size());
+                expire_now(node, name);
                 drop_attributes(node);
               }
             },
             [this] {
-              ::fuse_lowlevel_notify_increment_epoch(session_.get());
-              for (const NodeId node : table_->all()) drop_attributes(node);
+              // One by one: a new epoch makes the kernel drop names instead of asking, and with them what is mounted there.
+              for (const NodeId node : table_->all()) {
+                if (const auto name = table_->name_of(node)) expire_now(name->first, name->second);
+                drop_attributes(node);
+              }
+              for (const auto& one : absent_.take_all()) expire_now(one.directory, one.name);
             }};
+  }
+
+  void expire_now(NodeId parent, const std::string& name) {
+    ::fuse_lowlevel_notify_expire_entry(session_.get(), parent, name.c_str(), name.size());
   }
 
   void drop_attributes(NodeId node) {
@@ -243,9 +251,7 @@ class Session final : public FuseSession {
 
   // A notice to the kernel may wait for locks that the request at hand holds: another thread sends it.
   void expire(NodeId parent, std::string name) {
-    notices_.post([this, parent, name = std::move(name)] {
-      ::fuse_lowlevel_notify_expire_entry(session_.get(), parent, name.c_str(), name.size());
-    });
+    notices_.post([this, parent, name = std::move(name)] { expire_now(parent, name); });
   }
 
   void initialize(struct fuse_conn_info* connection) {
@@ -299,6 +305,7 @@ class Session final : public FuseSession {
   OpenFiles files_;
   TreeOps ops_;
   InodeNumbers numbers_;
+  AbsentNames absent_;
   WakeLatency wake_;
   std::unique_ptr<TreeWatch> watch_;  // null: not wanted, or not to be had
   FuseContext context_;

@@ -141,9 +141,14 @@ def check_writer(faults):
 
 
 def check_lost(faults):
-    """More changes than the kernel keeps for us (16,384): what came after them shows nevertheless."""
-    with Mount('--tpm', 'none') as mount:
+    """More changes than the kernel keeps for us (16,384): what came after them shows nevertheless, and what is mounted in
+    the tree, or works in it, stays."""
+    with Mount('--tpm', 'none') as mount, contextlib.ExitStack() as stack:
         os.mkdir(mount.backing + '/many')
+        os.mkdir(mount.backing + '/mounted')
+        subprocess.run(['mount', '-t', 'tmpfs', 'none', mount.path + '/mounted'], check=True)
+        stack.callback(subprocess.run, ['umount', '--quiet', mount.path + '/mounted'])
+        worker = stack.enter_context(subprocess.Popen(['sh', '-c', 'read _ && pwd -P'], cwd=mount.path + '/many', stdin=subprocess.PIPE, stdout=subprocess.PIPE))
         write(mount.backing + '/file')
         view = mount.path + '/file'
         for _ in range(2):
@@ -162,6 +167,10 @@ def check_lost(faults):
         for name in ('/file', '/missing'):
             if attributes(mount.path + name) != attributes(mount.backing + name):
                 faults.append(f'{name} is shown as it was before many changes')
+        if not os.path.ismount(mount.path + '/mounted'):
+            faults.append('what was mounted in the tree is gone after many changes')
+        if worker.communicate(b'\n')[0].decode().strip() != mount.path + '/many':
+            faults.append('who worked in a directory of the tree has lost it after many changes')
 
 
 def check_mapped(faults):
