@@ -8,11 +8,11 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 # What a layer may include besides itself. The file system does not know the TPM, nor the TPM the file system.
 BELOW = {'core': set(), 'tpm': {'core'}, 'fs': {'core'}, 'app': {'core', 'tpm', 'fs'}}
 
-# Public headers without a source of their name. pcr_extender.h is the seam: declared in core, implemented in tpm.
+# Headers without a source of their name. pcr_extender.h is the seam: declared in core, implemented in tpm.
 HEADERS = {
     'core': {'check.h', 'guarded.h', 'result.h', 'unique_fd.h', 'worker_pool.h', 'pcr_extender.h', 'reaper.h'},
     'tpm': {'tpm_connection.h'},
-    'fs': set(),
+    'fs': {'absent_names.h'},
     'app': {'exit_code.h', 'installed_policy.h', 'version.h'},
 }
 
