@@ -48,7 +48,6 @@ struct Node {
   std::uint32_t children = 0;  // names of other nodes that lead through this one
   bool may_have_names = false;
   std::vector<Name> names;     // the last one looked up is at the end
-  PathFd pinned;               // the file is about to be unlinked, or was
 };
 
 struct Seen {
@@ -90,7 +89,7 @@ class Table final : public InodeTable {
     Node& root = nodes_[kRootNode];
     root.identity = {0, attr.st_dev, attr.st_ino};
     root.lookups = 1;
-    root.pinned = std::make_shared<const UniqueFd>(::fcntl(tree.root(), F_DUPFD_CLOEXEC, 0));
+    pinned_[kRootNode] = std::make_shared<const UniqueFd>(::fcntl(tree.root(), F_DUPFD_CLOEXEC, 0));
     by_identity_[root.identity] = kRootNode;
   }
 
@@ -103,7 +102,7 @@ class Table final : public InodeTable {
   }
   std::size_t open_descriptors() const override {
     const std::lock_guard lock(mutex_);
-    return cache_.size() + pinned_;
+    return cache_.size() + pinned_.size();
   }
   Result<PathFd> path_fd(NodeId id) override;
   Result<struct stat> attributes_of(NodeId id) override;
@@ -130,6 +129,7 @@ class Table final : public InodeTable {
   std::vector<NodeId> all() const override {
     std::vector<NodeId> numbers;
     const std::lock_guard lock(mutex_);
+    numbers.reserve(nodes_.size());
     for (const auto& [number, node] : nodes_) numbers.push_back(number);
     return numbers;
   }
@@ -177,7 +177,7 @@ class Table final : public InodeTable {
   };
   std::list<Cached> cache_;
   std::unordered_map<NodeId, std::list<Cached>::iterator> cached_;
-  std::size_t pinned_ = 0;
+  std::unordered_map<NodeId, PathFd> pinned_;  // of the root, and of what is about to be unlinked, or was
 };
 
 std::optional<std::uint16_t> Table::mount_of(NodeId id) const {
@@ -300,9 +300,9 @@ void Table::erase_if_unused(NodeId id) {
     const auto mine = by_identity_.find(node.identity);
     if (mine != by_identity_.end() && mine->second == id) by_identity_.erase(mine);
     drop_cached(id);
-    if (node.pinned) {
-      --pinned_;
-      bury(std::move(node.pinned));
+    if (const auto pin = pinned_.find(id); pin != pinned_.end()) {
+      bury(std::move(pin->second));
+      pinned_.erase(pin);
     }
     std::vector<Name> names = std::move(node.names);
     nodes_.erase(found);
@@ -355,9 +355,9 @@ Result<PathFd> Table::path_fd(NodeId id) {
       cache_.splice(cache_.end(), cache_, kept->second);
       return kept->second->fd;
     }
+    if (const auto pin = pinned_.find(id); pin != pinned_.end()) return pin->second;
     const auto found = nodes_.find(id);
     if (found == nodes_.end()) return fail(ESTALE, "the file is not known any more");
-    if (found->second.pinned) return found->second.pinned;
     handle = found->second.handle;
     identity = found->second.identity;
     if (!found->second.names.empty()) {
@@ -395,7 +395,7 @@ Result<struct stat> Table::attributes_of(NodeId id) {
   {
     const Lock lock(mutex_);
     const auto found = nodes_.find(id);
-    if (found != nodes_.end() && !found->second.pinned && !cached_.contains(id) && !found->second.names.empty()) {
+    if (found != nodes_.end() && !pinned_.contains(id) && !cached_.contains(id) && !found->second.names.empty()) {
       const Node& node = found->second;
       parent = node.names.back().parent;
       name = node.names.back().name;
@@ -421,7 +421,7 @@ Result<UniqueFd> Table::open(NodeId id, int flags) {
     const Lock lock(mutex_);
     const auto found = nodes_.find(id);
     if (found == nodes_.end()) return fail(ESTALE, "the file is not known any more");
-    if (!found->second.pinned) handle = found->second.handle;
+    if (!pinned_.contains(id)) handle = found->second.handle;
   }
   if (!handle.bytes.empty()) return tree_.open_handle(handle, flags);
   auto path = path_fd(id);
@@ -441,9 +441,8 @@ void Table::will_unlink(NodeId parent, std::string_view name) {
   auto pin = std::make_shared<const UniqueFd>(std::move(fd));
   const Lock lock(mutex_);
   const NodeId id = known(mount_of(parent).value_or(0), *seen);
-  if (id == 0 || id == kRootNode || nodes_.at(id).pinned) return;
-  nodes_.at(id).pinned = std::move(pin);
-  ++pinned_;
+  if (id == 0 || id == kRootNode || pinned_.contains(id)) return;
+  pinned_.emplace(id, std::move(pin));
 }
 
 void Table::rename_one(NodeId parent, std::string_view name, NodeId new_parent, std::string_view new_name) {
