@@ -46,11 +46,8 @@ void do_lookup(fuse_req_t request, fuse_ino_t parent, const char* name) {
   if (is_control(parent, name)) return control_lookup(request, parent, name);
   const auto found = context.ops.look_up(parent, name, caller_of(request));
   if (!found && found.error().code == ENOENT) {
-    // A name that is not there may be believed as long as one that is.
     struct fuse_entry_param entry {};
-    entry.entry_timeout = timeout_of_names(context, parent);
-    const double unwatched = context.options.timeout_seconds;
-    if (entry.entry_timeout > unwatched && !context.absent.add(parent, name, kWatched)) entry.entry_timeout = unwatched;
+    entry.entry_timeout = timeout_of_absent(context, parent, name);
     fuse_reply_entry(request, &entry);
     return;
   }

@@ -50,6 +50,13 @@ inline double timeout_of_names(const FuseContext& context, NodeId directory) {
   return timeout_of(context, device, inode);
 }
 
+// Of a name that is not there: as long as of one that is, where there is room to remember it.
+inline double timeout_of_absent(FuseContext& context, NodeId directory, const char* name) {
+  const double unwatched = context.options.timeout_seconds;
+  const double timeout = timeout_of_names(context, directory);
+  return timeout > unwatched && !context.absent.add(directory, name, kWatched) ? unwatched : timeout;
+}
+
 inline struct fuse_entry_param entry_of(const FuseContext& context, NodeId parent, const InodeTable::Found& found) {
   struct fuse_entry_param entry {};
   entry.ino = found.id;

@@ -31,18 +31,16 @@ void WakeLatency::look() {
 }
 
 void WakeLatency::run() {
+  bool held = false;
   while (!stopping_) {
-    bool held = false;
-    for (bool many = true; many && !stopping_;) {
-      const std::uint64_t before = requests();
-      std::this_thread::sleep_for(kInterval);
-      many = requests() - before >= kMany;
-      if (many != held) ask_for(many ? kStayAwake : kNoMatter);
-      held = many;
-    }
+    const std::uint64_t before = requests();
+    std::this_thread::sleep_for(kInterval);
+    const bool many = requests() - before >= kMany;
+    if (many != held) ask_for(many ? kStayAwake : kNoMatter);
+    held = many;
+    if (many) continue;
     is_quiet_ = true;
-    if (stopping_) return;
-    is_quiet_.wait(true);
+    if (!stopping_) is_quiet_.wait(true);
   }
 }
 

@@ -9,7 +9,7 @@ import sys
 import time
 import unittest
 
-from mounting import Mount
+from mounting import Mount, seen_within
 
 FILES = int(os.environ.get('FILES', '30000'))
 WAKE_LATENCY = '/dev/cpu_dma_latency'
@@ -39,10 +39,7 @@ def allowed_latency(device):
 
 def sleeps_soon(device):
     """Whether processors may sleep, at once or when other mounts of this machine have paused."""
-    end = time.monotonic() + 10
-    while allowed_latency(device) == 0 and time.monotonic() < end:
-        time.sleep(0.005)
-    return allowed_latency(device) != 0
+    return seen_within(lambda: allowed_latency(device) != 0, True, 10)
 
 
 class Inodes(unittest.TestCase):

@@ -33,6 +33,16 @@ def known(path):
         os.close(descriptor)
 
 
+def seen_within(question, want, seconds):
+    """What `question` answers once it answers `want`, or after `seconds`."""
+    end = time.monotonic() + seconds
+    while True:
+        got = question()
+        if got == want or time.monotonic() > end:
+            return got
+        time.sleep(0.01)
+
+
 FUSE_GETATTR, FUSE_RELEASE = 3, 18
 
 

@@ -11,7 +11,7 @@ import tempfile
 import threading
 import time
 
-from mounting import FUSE_GETATTR, Mount, late
+from mounting import FUSE_GETATTR, Mount, late, seen_within
 
 TIMEOUT = 1.0  # --timeout's default
 SLACK = 0.25   # of a busy machine
@@ -31,16 +31,6 @@ def own_file_system():
     finally:
         subprocess.run(['umount', directory], check=True)
         os.rmdir(directory)
-
-
-def seen_within(question, want, seconds):
-    """What `question` answers once it answers `want`, or after `seconds`."""
-    end = time.monotonic() + seconds
-    while True:
-        got = question()
-        if got == want or time.monotonic() > end:
-            return got
-        time.sleep(0.01)
 
 
 def attributes(path):
