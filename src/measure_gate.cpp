@@ -49,8 +49,9 @@ AuditRecord record_of(std::string op, std::string cause, const Requester& reques
   return record;
 }
 
-EntryOrigin origin_of(const Requester& requester) {
-  return {now_ns(), requester.pid, requester.uid, comm_of(requester.pid)};
+// `size`: of what was hashed, in bytes.
+AskOrigin origin_of(const Requester& requester, std::uint64_t size = 0) {
+  return [&requester, size] { return EntryOrigin{now_ns(), requester.pid, requester.uid, comm_of(requester.pid), size}; };
 }
 
 }  // namespace
@@ -234,9 +235,7 @@ Status MeasureGate::store_measurement(const MeasureOrder& order, const Collected
     auto legacy = hash_file(file.fd, wanted);
     facts.legacy_digest = legacy ? *legacy : Digest::zero(wanted);
   }
-  EntryOrigin origin = origin_of(requester);
-  origin.size = collected.size;
-  const auto appended = log_.append(make_entry(*order.form, order.pcr, facts), origin);
+  const auto appended = log_.append(make_entry(*order.form, order.pcr, facts), origin_of(requester, collected.size));
   const bool reaches_no_pcr = appended && *appended == Appended::kLogged && order.pcr >= kTpmPcrs && log_.has_tpm();
   if (appended && !reaches_no_pcr) return {};
   AuditRecord record = record_of("add_template_measure", appended ? kNoSuchPcr : appended.error().what, requester);

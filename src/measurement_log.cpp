@@ -65,7 +65,7 @@ Result<Appended> Log::fail_append(Error error) {
   return fail(std::move(error));
 }
 
-Result<Appended> Log::append(const LogEntry& entry, const EntryOrigin& origin) {
+Result<Appended> Log::append(const LogEntry& entry, const AskOrigin& origin) {
   const Prepared prepared = prepare(entry);
   std::unique_lock order(order_);
   if (entry.is_violation) ++violations_;
@@ -93,7 +93,7 @@ Log::Prepared Log::prepare(const LogEntry& entry) const {
   return prepared;
 }
 
-Result<Appended> Log::append_in_order(const Prepared& prepared, const EntryOrigin& origin) {
+Result<Appended> Log::append_in_order(const Prepared& prepared, const AskOrigin& origin) {
   const LogEntry& entry = prepared.entry;
   if (auto settled = settle(); !settled) {
     if (!options_.continue_on_tpm_error || pending_) return fail_append({EIO, settled.error().what});
@@ -103,7 +103,7 @@ Result<Appended> Log::append_in_order(const Prepared& prepared, const EntryOrigi
   if (!may_repeat && index_.has(prepared.key)) return Appended::kDuplicate;
 
   const auto frame =
-      journal_->append(static_cast<std::uint8_t>(FrameKind::kEntry), encode_journal_entry(entry, origin, prepared.digests));
+      journal_->append(static_cast<std::uint8_t>(FrameKind::kEntry), encode_journal_entry(entry, origin(), prepared.digests));
   if (!frame) return fail(frame.error());
   pending_ = Pending{*frame, prepared};
   if (auto reached = extend_pending(); !reached) {
@@ -259,7 +259,7 @@ Status Log::begin_anew() {
     const auto entries = opening_();
     if (!entries) return fail(entries.error());
     for (const LogEntry& entry : *entries) {
-      if (auto appended = append_in_order(prepare(entry), own_origin()); !appended) return fail(appended.error());
+      if (auto appended = append_in_order(prepare(entry), own_origin); !appended) return fail(appended.error());
     }
   }
   settled_by_cut_ = true;

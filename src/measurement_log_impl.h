@@ -25,7 +25,7 @@ class Log final : public MeasurementLog {
   Status begin();
 
   const LogStart& start() const override { return start_; }
-  Result<Appended> append(const LogEntry& entry, const EntryOrigin& origin) override;
+  Result<Appended> append(const LogEntry& entry, const AskOrigin& origin) override;
   std::uint64_t count() const override { return count_; }
   std::uint64_t violations() const override { return violations_; }
   TpmHealth tpm_health() const override {
@@ -91,7 +91,7 @@ class Log final : public MeasurementLog {
   Prepared prepare(const LogEntry& entry) const;
 
   // REQUIRES: order_ is held.
-  Result<Appended> append_in_order(const Prepared& prepared, const EntryOrigin& origin);
+  Result<Appended> append_in_order(const Prepared& prepared, const AskOrigin& origin);
   Status settle();
   Status settle_pending();
   Result<bool> tpm_was_reset() const;

@@ -168,7 +168,7 @@ tl::expected<void, Failure> Mount::measure_start() {
   if (!entries) return refuse(ExitCode::kTpm, entries.error().what);
   if (!log_->start().needs_boot_aggregate) entries->erase(entries->begin());
   for (const LogEntry& entry : *entries) {
-    if (auto stored = log_->append(entry, own_origin()); !stored) return refuse(ExitCode::kTpm, stored.error().what);
+    if (auto stored = log_->append(entry, own_origin); !stored) return refuse(ExitCode::kTpm, stored.error().what);
   }
   log_->begin_new_logs_with([this] { return opening_entries(); });
   return {};

@@ -27,11 +27,13 @@ Status OpenFiles::measure(Opening& opening, Writers& writers) {
                        [&](const MeasureOrder& order) { return !record.is_measured_in(order.pcr, opening.log); });
   };
   cache_.with(file.node, [&](FileRecord& record) { needed = unmeasured(record); });
+  struct stat seen {};
   if (needed || !watched || !file.verified) {
     auto attr = stat_of(file.anchor.get());
     if (!attr) return fail(attr.error());
+    seen = *attr;
     cache_.with(file.node, [&](FileRecord& record) {
-      const auto standing = record.standing(version_of(*attr), now_ns());
+      const auto standing = record.standing(version_of(seen), now_ns());
       // While a writer that came through the mount has it open, what was hashed stands (as in the
       // kernel) until the last one closes. Of others we know nothing from one open to the next.
       if (writers == Writers::kTracked) {
@@ -54,7 +56,7 @@ Status OpenFiles::measure(Opening& opening, Writers& writers) {
   if (direct && doubted) {
     // The kernel, which knows that it did not change, measures nothing: look at the content, though its reader asked for
     // O_DIRECT.
-    const auto looked = collect(opening, opening.orders.front(), writers, false);
+    const auto looked = collect(opening, opening.orders.front(), seen, writers, false);
     cache_.with(file.node, [&](FileRecord& record) { needed = !looked || unmeasured(record); });
     if (!needed) return {};
   }
@@ -64,7 +66,7 @@ Status OpenFiles::measure(Opening& opening, Writers& writers) {
     // IMA: the kernel keeps the digest it took first; here each rule gets the kind that it asks for.
     if (!content || order.wants_verity != collected_for->wants_verity ||
         order.form->is_legacy() != collected_for->form->is_legacy()) {
-      auto collected = collect(opening, order, writers, direct);
+      auto collected = collect(opening, order, seen, writers, direct);
       if (!collected && collected.error().code == ENODATA) continue;  // no fs-verity digest: no entry
       if (!collected) return fail(collected.error());
       content = *collected;
@@ -82,8 +84,8 @@ Status OpenFiles::measure(Opening& opening, Writers& writers) {
   return {};
 }
 
-// The digest of what a reader will see, or zeros where the kernel logs zeros.
-Result<Collected> OpenFiles::collect(Opening& opening, const MeasureOrder& order, Writers& writers, bool direct) {
+// The digest of what a reader will see, or zeros where the kernel logs zeros. `before`: the file's attributes, asked for just now.
+Result<Collected> OpenFiles::collect(Opening& opening, const MeasureOrder& order, struct stat before, Writers& writers, bool direct) {
   File& file = *opening.file;
   const auto report = [&](const char* cause) {
     AuditRecord record;
@@ -107,30 +109,32 @@ Result<Collected> OpenFiles::collect(Opening& opening, const MeasureOrder& order
     return zeros;
   }
   for (int round = 1;; ++round) {
-    const auto before = stat_of(file.anchor.get());
-    if (!before) return fail(before.error());
     auto collected = gate_.collect_measurement(file.anchor.get(), order);
     if (!collected) {
       const int code = collected.error().code;
       report(code == ENODATA ? "no-verity-digest" : "failed");
       // IMA: the kernel serves a file that it cannot read for hashing; here what cannot be measured is not served.
       if (code != EINVAL && code != EBADF) return collected;
-      cache_.with(file.node, [&](FileRecord& record) { record.did_hash(zeros.digest, version_of(*before)); });
+      cache_.with(file.node, [&](FileRecord& record) { record.did_hash(zeros.digest, version_of(before)); });
       return zeros;
     }
-    collected->size = static_cast<std::uint64_t>(before->st_size);
+    collected->size = static_cast<std::uint64_t>(before.st_size);
     hashed_bytes_ += collected->size;
     const auto after = stat_of(file.anchor.get());
-    bool disturbed = !after || version_of(*after) != version_of(*before);
+    bool disturbed = !after || version_of(*after) != version_of(before);
     bool watched = false;
     {
       const Lock lock(mutex_);
       disturbed |= file.broken;
       watched = file.leased;
     }
-    if (disturbed && !watched && round < kStableReads && writers == Writers::kNone) continue;
+    if (disturbed && !watched && round < kStableReads && writers == Writers::kNone) {
+      if (!after) return fail(after.error());
+      before = *after;
+      continue;
+    }
     cache_.with(file.node, [&](FileRecord& record) {
-      record.did_hash(collected->digest, version_of(*before));
+      record.did_hash(collected->digest, version_of(before));
       if (!watched) record.stop_watching(now_ns());
       if (disturbed || writers != Writers::kNone) record.nothing_is_certain();
     });

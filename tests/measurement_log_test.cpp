@@ -70,7 +70,7 @@ struct World {
     log = std::move(*opened);
     return {};
   }
-  Result<Appended> append(const std::string& name) { return log->append(entry_for(name), {}); }
+  Result<Appended> append(const std::string& name) { return log->append(entry_for(name), own_origin); }
 
   std::string view(LogView::Form form, std::size_t bank) const {
     std::string text;
@@ -113,12 +113,25 @@ TEST_CASE("an entry is logged and extended once, a violation each time") {
   CHECK(world.log->start().needs_boot_aggregate);
   CHECK(world.append("a") == Appended::kLogged);
   CHECK(world.append("a") == Appended::kDuplicate);
-  CHECK(world.log->append(violation_for("a"), {}) == Appended::kLogged);
-  CHECK(world.log->append(violation_for("a"), {}) == Appended::kLogged);
+  CHECK(world.log->append(violation_for("a"), own_origin) == Appended::kLogged);
+  CHECK(world.log->append(violation_for("a"), own_origin) == Appended::kLogged);
   CHECK(world.log->count() == 3);
   CHECK(world.log->violations() == 2);
   CHECK(world.tpm->extends == 3);
   CHECK(world.replays());
+}
+
+TEST_CASE("who a file was opened by is asked only for an entry that is logged") {
+  World world;
+  REQUIRE(world.start());
+  int asked = 0;
+  const auto origin = [&] {
+    ++asked;
+    return own_origin();
+  };
+  CHECK(world.log->append(entry_for("a"), origin) == Appended::kLogged);
+  CHECK(world.log->append(entry_for("a"), origin) == Appended::kDuplicate);
+  CHECK(asked == 1);
 }
 
 TEST_CASE("what the log has already does not cost a TPM command each time") {
@@ -144,7 +157,7 @@ TEST_CASE("a restart goes on with the log and knows what it has") {
   World world;
   REQUIRE(world.start());
   REQUIRE(world.append("a"));
-  REQUIRE(world.log->append(violation_for("a"), {}));
+  REQUIRE(world.log->append(violation_for("a"), own_origin));
   REQUIRE(world.start());
   CHECK(world.log->start().kind == LogStart::Kind::kContinued);
   CHECK_FALSE(world.log->start().needs_boot_aggregate);
@@ -493,7 +506,7 @@ TEST_CASE("an entry for a PCR no TPM has is logged and extended nowhere") {
   REQUIRE(world.start());
   LogEntry entry = entry_for("a");
   entry.pcr = 30;
-  CHECK(world.log->append(entry, {}) == Appended::kLogged);
+  CHECK(world.log->append(entry, own_origin) == Appended::kLogged);
   CHECK(world.tpm->extends == 0);
   REQUIRE(world.start());
   CHECK(world.log->count() == 1);
@@ -507,12 +520,12 @@ TEST_CASE("without a TPM the log stands alone, and goes on in the same boot") {
     auto log = MeasurementLog::open(options, nullptr);
     REQUIRE(log);
     CHECK((*log)->view_banks().size() == 1);
-    REQUIRE((*log)->append(entry_for("a"), {}));
+    REQUIRE((*log)->append(entry_for("a"), own_origin));
   }
   auto log = MeasurementLog::open(options, nullptr);
   REQUIRE(log);
   CHECK((*log)->count() == 1);
-  CHECK((*log)->append(entry_for("a"), {}) == Appended::kDuplicate);
+  CHECK((*log)->append(entry_for("a"), own_origin) == Appended::kDuplicate);
 }
 
 TEST_CASE("a full disk denies, and nothing is lost or doubled when there is room again") {

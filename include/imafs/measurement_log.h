@@ -34,6 +34,9 @@ struct EntryOrigin {
 // imafs itself, now.
 EntryOrigin own_origin();
 
+// Asked only for an entry that is logged: to learn who it is for costs more than to find it a duplicate.
+using AskOrigin = std::function<EntryOrigin()>;
+
 // A PC client TPM's. Entries for PCRs beyond are logged and extended nowhere, as in the kernel.
 inline constexpr std::uint32_t kTpmPcrs = 24;
 
@@ -90,8 +93,8 @@ class MeasurementLog {
 
   // Success: the entry stands in journal, PCR and list (or a duplicate of it does).
   // With an error it stands in none of them for good: ENOSPC, EROFS, EIO of the journal, EIO of
-  // the TPM. Violations skip the duplicate check.
-  virtual Result<Appended> append(const LogEntry& entry, const EntryOrigin& origin) = 0;
+  // the TPM. Violations skip the duplicate check. `origin` is called with the ORDER lock held: it must not append.
+  virtual Result<Appended> append(const LogEntry& entry, const AskOrigin& origin) = 0;
 
   // What a log begins with (boot_aggregate first), for when one must be begun while we run: the TPM was reset,
   // the old log is archived. Called with the ORDER lock held: must not call append().

@@ -157,7 +157,7 @@ class OpenFiles {
   bool has_readers(File& file);
   Status end_writing_phase(File& file);
   Status measure(Opening& opening, Writers& writers);
-  Result<Collected> collect(Opening& opening, const MeasureOrder& order, Writers& writers, bool direct);
+  Result<Collected> collect(Opening& opening, const MeasureOrder& order, struct stat before, Writers& writers, bool direct);
   Status store_violation(File& file, Violation violation, const Requester& who, const std::string& path);
   bool hashes_inline(const Opening& opening);
 
