@@ -8,10 +8,11 @@
 #include <array>
 #include <cstdio>
 #include <cstring>
-#include <list>
 #include <mutex>
 #include <unordered_map>
 #include <vector>
+
+#include "path_cache.h"
 
 namespace imafs {
 namespace {
@@ -83,7 +84,7 @@ std::string proc_path(int fd) { return "/proc/self/fd/" + std::to_string(fd); }
 
 class Table final : public InodeTable {
  public:
-  Table(BackingTree& tree, std::size_t cached, Reaper& reaper) : tree_(tree), limit_(cached), reaper_(reaper) {
+  Table(BackingTree& tree, std::size_t cached, Reaper& reaper) : tree_(tree), cache_(cached, reaper) {
     struct stat attr {};
     ::fstat(tree.root(), &attr);
     Node& root = nodes_[kRootNode];
@@ -107,8 +108,8 @@ class Table final : public InodeTable {
   Result<PathFd> path_fd(NodeId id) override;
   Result<struct stat> attributes_of(NodeId id) override;
   void let_go(NodeId id) override {
-    const Lock lock(mutex_);
-    drop_cached(id);
+    const std::lock_guard lock(mutex_);
+    cache_.drop(id);
   }
   Result<UniqueFd> open(NodeId id, int flags) override;
   std::pair<dev_t, ino_t> identity_of(NodeId id) const override {
@@ -133,50 +134,29 @@ class Table final : public InodeTable {
     for (const auto& [number, node] : nodes_) numbers.push_back(number);
     return numbers;
   }
-  void did_unlink(NodeId, std::string_view) override {}  // a deleted file keeps its last name
   void did_rename(NodeId parent, std::string_view name, NodeId new_parent, std::string_view new_name, bool exchanged) override;
   void will_unlink(NodeId parent, std::string_view name) override;
   std::string path_of(NodeId id, std::uint32_t tid) const override;
   std::optional<std::pair<NodeId, std::string>> name_of(NodeId id) const override;
 
  private:
-  using Lock = std::unique_lock<std::mutex>;
-
   // `fd`: the child's, or -1: then it is `name` in `directory`.
   Result<Found> enter(int fd, NodeId parent, int directory, std::uint16_t mount, std::string_view name, const Seen& seen,
                       std::uint32_t tid);
   void set_name(NodeId id, NodeId parent, std::string_view name, std::uint32_t tid);
   void drop_name(Name& name);
   void erase_if_unused(NodeId id);
-  void remember(NodeId id, PathFd fd, Lock& lock);
   std::optional<std::uint16_t> mount_of(NodeId id) const;
   NodeId known(std::uint16_t mount, const Seen& seen) const;
-  void drop_cached(NodeId id) {
-    const auto kept = cached_.find(id);
-    if (kept == cached_.end()) return;
-    bury(std::move(kept->second->fd));
-    cache_.erase(kept->second);
-    cached_.erase(kept);
-  }
-  // Closes it when nobody uses it any more: not here, under the mutex.
-  void bury(PathFd fd) { reaper_.post([fd = std::move(fd)] {}); }
   void rename_one(NodeId parent, std::string_view name, NodeId new_parent, std::string_view new_name);
 
   BackingTree& tree_;
-  const std::size_t limit_;
-  Reaper& reaper_;
 
   mutable std::mutex mutex_;  // everything below; never held across a system call
   std::unordered_map<NodeId, Node> nodes_;
   std::unordered_map<Identity, NodeId, HashIdentity> by_identity_;
   NodeId next_id_ = kRootNode + 1;
-  // O_PATH descriptors kept for speed, the longest unused first.
-  struct Cached {
-    NodeId id;
-    PathFd fd;
-  };
-  std::list<Cached> cache_;
-  std::unordered_map<NodeId, std::list<Cached>::iterator> cached_;
+  PathCache cache_;
   std::unordered_map<NodeId, PathFd> pinned_;  // of the root, and of what is about to be unlinked, or was
 };
 
@@ -201,7 +181,7 @@ Result<InodeTable::Found> Table::look_up(NodeId parent, std::string_view name, s
   if (!seen) return fail(seen.error());
   std::uint16_t mount = 0;
   {
-    const Lock lock(mutex_);
+    const std::lock_guard lock(mutex_);
     const auto found = mount_of(parent);
     if (!found) return fail(ESTALE, "the directory is gone");
     mount = *found;
@@ -218,7 +198,7 @@ Result<InodeTable::Found> Table::adopt(int fd, NodeId parent, std::string_view n
   if (!seen) return fail(seen.error());
   std::uint16_t mount = 0;
   {
-    const Lock lock(mutex_);
+    const std::lock_guard lock(mutex_);
     mount = mount_of(parent).value_or(0);
   }
   if (!name.empty()) return enter(fd, parent, -1, mount, name, *seen, tid);
@@ -228,7 +208,7 @@ Result<InodeTable::Found> Table::adopt(int fd, NodeId parent, std::string_view n
 Result<InodeTable::Found> Table::enter(int fd, NodeId parent, int directory, std::uint16_t mount, std::string_view name,
                                        const Seen& seen, std::uint32_t tid) {
   {
-    const Lock lock(mutex_);
+    const std::lock_guard lock(mutex_);
     if (const NodeId id = known(mount, seen); id != 0) {
       ++nodes_.at(id).lookups;
       nodes_.at(id).may_have_names = S_ISREG(seen.attr.st_mode) && seen.attr.st_nlink > 1;
@@ -239,7 +219,7 @@ Result<InodeTable::Found> Table::enter(int fd, NodeId parent, int directory, std
   // New to us. If another file takes the name before its handle is taken, the handle is what counts: data and
   // measurement both come from it.
   FileHandle handle = fd < 0 ? tree_.handle_of(directory, std::string(name).c_str(), mount) : tree_.handle_of(fd, "", mount);
-  const Lock lock(mutex_);
+  const std::lock_guard lock(mutex_);
   NodeId id = known(mount, seen);
   if (id == 0) {
     id = next_id_++;
@@ -299,9 +279,9 @@ void Table::erase_if_unused(NodeId id) {
     Node& node = found->second;
     const auto mine = by_identity_.find(node.identity);
     if (mine != by_identity_.end() && mine->second == id) by_identity_.erase(mine);
-    drop_cached(id);
+    cache_.drop(id);
     if (const auto pin = pinned_.find(id); pin != pinned_.end()) {
-      bury(std::move(pin->second));
+      cache_.close_later(std::move(pin->second));
       pinned_.erase(pin);
     }
     std::vector<Name> names = std::move(node.names);
@@ -320,7 +300,7 @@ void Table::erase_if_unused(NodeId id) {
 }
 
 bool Table::forget(NodeId id, std::uint64_t count) {
-  const Lock lock(mutex_);
+  const std::lock_guard lock(mutex_);
   const auto found = nodes_.find(id);
   if (found == nodes_.end() || id == kRootNode) return false;
   Node& node = found->second;
@@ -330,31 +310,14 @@ bool Table::forget(NodeId id, std::uint64_t count) {
   return true;
 }
 
-void Table::remember(NodeId id, PathFd fd, Lock&) {
-  if (limit_ == 0) return;
-  const auto old = cached_.find(id);
-  if (old != cached_.end()) return;
-  cache_.push_back({id, std::move(fd)});
-  cached_[id] = std::prev(cache_.end());
-  while (cache_.size() > limit_) {
-    cached_.erase(cache_.front().id);
-    bury(std::move(cache_.front().fd));
-    cache_.pop_front();
-  }
-}
-
 Result<PathFd> Table::path_fd(NodeId id) {
   FileHandle handle;
   Identity identity;
   NodeId parent = 0;
   std::string name;
   {
-    const Lock lock(mutex_);
-    const auto kept = cached_.find(id);
-    if (kept != cached_.end()) {
-      cache_.splice(cache_.end(), cache_, kept->second);
-      return kept->second->fd;
-    }
+    const std::lock_guard lock(mutex_);
+    if (auto kept = cache_.use(id)) return kept;
     if (const auto pin = pinned_.find(id); pin != pinned_.end()) return pin->second;
     const auto found = nodes_.find(id);
     if (found == nodes_.end()) return fail(ESTALE, "the file is not known any more");
@@ -382,8 +345,8 @@ Result<PathFd> Table::path_fd(NodeId id) {
     }
   }
   auto shared = std::make_shared<const UniqueFd>(std::move(fd));
-  Lock lock(mutex_);
-  remember(id, shared, lock);
+  const std::lock_guard lock(mutex_);
+  cache_.add(id, shared);
   return shared;
 }
 
@@ -393,9 +356,9 @@ Result<struct stat> Table::attributes_of(NodeId id) {
   Identity identity;
   std::int64_t birth_ns = 0;
   {
-    const Lock lock(mutex_);
+    const std::lock_guard lock(mutex_);
     const auto found = nodes_.find(id);
-    if (found != nodes_.end() && !pinned_.contains(id) && !cached_.contains(id) && !found->second.names.empty()) {
+    if (found != nodes_.end() && !pinned_.contains(id) && !cache_.contains(id) && !found->second.names.empty()) {
       const Node& node = found->second;
       parent = node.names.back().parent;
       name = node.names.back().name;
@@ -418,7 +381,7 @@ Result<struct stat> Table::attributes_of(NodeId id) {
 Result<UniqueFd> Table::open(NodeId id, int flags) {
   FileHandle handle;
   {
-    const Lock lock(mutex_);
+    const std::lock_guard lock(mutex_);
     const auto found = nodes_.find(id);
     if (found == nodes_.end()) return fail(ESTALE, "the file is not known any more");
     if (!pinned_.contains(id)) handle = found->second.handle;
@@ -439,7 +402,7 @@ void Table::will_unlink(NodeId parent, std::string_view name) {
   const auto seen = look_at(fd.get(), "", AT_EMPTY_PATH);
   if (!seen || (!S_ISDIR(seen->attr.st_mode) && seen->attr.st_nlink > 1)) return;
   auto pin = std::make_shared<const UniqueFd>(std::move(fd));
-  const Lock lock(mutex_);
+  const std::lock_guard lock(mutex_);
   const NodeId id = known(mount_of(parent).value_or(0), *seen);
   if (id == 0 || id == kRootNode || pinned_.contains(id)) return;
   pinned_.emplace(id, std::move(pin));
@@ -450,7 +413,7 @@ void Table::rename_one(NodeId parent, std::string_view name, NodeId new_parent, 
   if (!directory) return;
   const auto seen = look_at((*directory)->get(), std::string(new_name).c_str(), 0);
   if (!seen) return;
-  const Lock lock(mutex_);
+  const std::lock_guard lock(mutex_);
   const NodeId id = known(mount_of(new_parent).value_or(0), *seen);
   if (id == 0 || id == kRootNode) return;
   Node& node = nodes_.at(id);
@@ -472,7 +435,7 @@ void Table::did_rename(NodeId parent, std::string_view name, NodeId new_parent, 
 }
 
 std::string Table::path_of(NodeId id, std::uint32_t tid) const {
-  const Lock lock(mutex_);
+  const std::lock_guard lock(mutex_);
   std::vector<std::string_view> parts;
   for (int depth = 0; id != kRootNode && depth < kMaxDepth; ++depth) {
     const auto found = nodes_.find(id);
@@ -492,7 +455,7 @@ std::string Table::path_of(NodeId id, std::uint32_t tid) const {
 }
 
 std::optional<std::pair<NodeId, std::string>> Table::name_of(NodeId id) const {
-  const Lock lock(mutex_);
+  const std::lock_guard lock(mutex_);
   const auto found = nodes_.find(id);
   if (found == nodes_.end() || found->second.names.empty()) return std::nullopt;
   const Name& name = found->second.names.back();

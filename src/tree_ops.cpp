@@ -191,18 +191,14 @@ Status TreeOps::unlink(NodeId parent, const char* name) {
   auto fd = table_.path_fd(parent);
   if (!fd) return fail(fd.error());
   table_.will_unlink(parent, name);
-  if (auto status = done(::unlinkat((*fd)->get(), name, 0), "unlink"); !status) return status;
-  table_.did_unlink(parent, name);
-  return {};
+  return done(::unlinkat((*fd)->get(), name, 0), "unlink");
 }
 
 Status TreeOps::remove_directory(NodeId parent, const char* name) {
   auto fd = table_.path_fd(parent);
   if (!fd) return fail(fd.error());
   table_.will_unlink(parent, name);
-  if (auto status = done(::unlinkat((*fd)->get(), name, AT_REMOVEDIR), "rmdir"); !status) return status;
-  table_.did_unlink(parent, name);
-  return {};
+  return done(::unlinkat((*fd)->get(), name, AT_REMOVEDIR), "rmdir");
 }
 
 Status TreeOps::rename(NodeId parent, const char* name, NodeId new_parent, const char* new_name, unsigned flags,

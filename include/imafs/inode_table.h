@@ -67,8 +67,7 @@ class InodeTable {
   virtual std::vector<NodeId> numbers_of(dev_t device, ino_t inode) const = 0;
   virtual std::vector<NodeId> all() const = 0;
 
-  // Keep names and lives true to what was just done in the tree. Called after the system call.
-  virtual void did_unlink(NodeId parent, std::string_view name) = 0;  // also rmdir
+  // Keeps names true to what was just done in the tree.
   virtual void did_rename(NodeId parent, std::string_view name, NodeId new_parent,
                           std::string_view new_name, bool exchanged) = 0;
   // Before a name is taken away (unlink, rmdir, rename over): pins a descriptor of the known inode

@@ -34,7 +34,8 @@ class Systems(unittest.TestCase):
     @unittest.skipUnless(shutil.which('debootstrap') and os.environ.get('DEBIAN_MIRROR'), 'no debootstrap')
     def test_a_debian_is_made_and_a_package_installed_in_it(self):
         mount = self.mount()
-        release = next(line.split('=')[1].strip() for line in open('/etc/os-release') if line.startswith('VERSION_CODENAME='))
+        with open('/etc/os-release') as lines:
+            release = next(line.split('=')[1].strip() for line in lines if line.startswith('VERSION_CODENAME='))
         sh(['debootstrap', '--variant=minbase', release, mount.path, os.environ['DEBIAN_MIRROR']])
         for name in ('proc', 'dev'):
             sh(['mount', '--rbind', '/' + name, f'{mount.path}/{name}'])
