@@ -20,7 +20,7 @@ namespace imafs {
 class FakeLog final : public MeasurementLog {
  public:
   const LogStart& start() const override { return start_; }
-  Result<Appended> append(const LogEntry& entry, const EntryOrigin&) override {
+  Result<Appended> append(const LogEntry& entry, const AskOrigin&) override {
     if (failure != 0) return fail(failure, "the journal is broken");
     entries.push_back(entry);
     text += "entry " + std::to_string(entries.size()) + "\n";
