@@ -88,7 +88,7 @@ std::optional<unsigned long> mount_id_of(const char* path) {
 UniqueFd readable_root(int clone) {
   UniqueFd fd(::openat(clone, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC));
   if (fd || errno != ENOTDIR) return fd;
-  fd.reset(::open(("/proc/self/fd/" + std::to_string(clone)).c_str(), O_RDONLY | O_NONBLOCK | O_CLOEXEC));
+  fd.reset(::open(ProcPath(clone).get(), O_RDONLY | O_NONBLOCK | O_CLOEXEC));
   return fd;
 }
 

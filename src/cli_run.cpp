@@ -147,8 +147,7 @@ void Stage::cover_tmp(const std::string& here) {
   if (::mount("tmpfs", tmp.c_str(), "tmpfs", MS_NOSUID | MS_NODEV, "mode=1777") != 0) return;
   bound_.insert(bound_.begin(), tmp);
   if (!kept_fd) return;
-  const std::string source = "/proc/self/fd/" + std::to_string(kept_fd.get());
-  if (::mkdir(kept.c_str(), 0755) == 0 && ::mount(source.c_str(), kept.c_str(), nullptr, MS_BIND, nullptr) == 0) bound_.insert(bound_.begin(), kept);
+  if (::mkdir(kept.c_str(), 0755) == 0 && ::mount(ProcPath(kept_fd.get()).get(), kept.c_str(), nullptr, MS_BIND, nullptr) == 0) bound_.insert(bound_.begin(), kept);
 }
 
 int Stage::mount_tree(const RunOptions& options, const std::string& mount) {

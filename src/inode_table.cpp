@@ -12,6 +12,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "imafs/posix_file.h"
 #include "path_cache.h"
 
 namespace imafs {
@@ -79,8 +80,6 @@ Result<Seen> look_at(int directory, const char* name, int flags) {
   seen.birth_ns = answer.stx_btime.tv_sec * 1'000'000'000 + answer.stx_btime.tv_nsec;
   return seen;
 }
-
-std::string proc_path(int fd) { return "/proc/self/fd/" + std::to_string(fd); }
 
 class Table final : public InodeTable {
  public:
@@ -389,7 +388,7 @@ Result<UniqueFd> Table::open(NodeId id, int flags) {
   if (!handle.bytes.empty()) return tree_.open_handle(handle, flags);
   auto path = path_fd(id);
   if (!path) return fail(path.error());
-  UniqueFd fd(::open(proc_path((*path)->get()).c_str(), flags | O_CLOEXEC));
+  UniqueFd fd(::open(ProcPath((*path)->get()).get(), flags | O_CLOEXEC));
   if (!fd) return fail(errno_error("open"));
   return fd;
 }

@@ -10,22 +10,13 @@
 #include <cstring>
 #include <utility>
 
+#include "imafs/posix_file.h"
+
 namespace imafs {
 namespace {
 
 constexpr int kAccessFlags = O_ACCMODE;
 constexpr std::uint32_t kKeep = ~std::uint32_t{0};  // chown: as it is
-
-// The path that leads to an O_PATH descriptor's file for calls that take no such descriptor. It ends at
-// the file itself, also if that is a symlink.
-class ProcPath {
- public:
-  explicit ProcPath(int fd) { std::snprintf(text_.data(), text_.size(), "/proc/self/fd/%d", fd); }
-  const char* get() const { return text_.data(); }
-
- private:
-  std::array<char, 32> text_{};
-};
 
 Status done(int result, const char* doing) {
   if (result != 0) return fail(errno_error(doing));

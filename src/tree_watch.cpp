@@ -19,6 +19,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "imafs/posix_file.h"
 #include "imafs/unique_fd.h"
 
 namespace imafs {
@@ -43,8 +44,6 @@ struct Inode {
 struct HashInode {
   std::size_t operator()(const Inode& inode) const { return inode.number * 0x9e3779b97f4a7c15ULL ^ inode.device; }
 };
-
-std::string proc_path(int fd) { return "/proc/self/fd/" + std::to_string(fd); }
 
 class Watch final : public TreeWatch {
  public:
@@ -189,7 +188,7 @@ class Watch final : public TreeWatch {
     listener_.attributes_changed(inode.device, inode.number, attr.st_nlink == 0);
     if (!written || !again) return;
     if (::fanotify_mark(events_.get(), FAN_MARK_ADD | FAN_MARK_IGNORED_MASK | FAN_MARK_IGNORED_SURV_MODIFY | FAN_MARK_EVICTABLE,
-                        FAN_MODIFY, AT_FDCWD, proc_path(fd.get()).c_str()) == 0) {
+                        FAN_MODIFY, AT_FDCWD, ProcPath(fd.get()).get()) == 0) {
       ignored_.push_back({inode, std::move(fd), Clock::now() + kSettling});
     }
   }
@@ -207,7 +206,7 @@ class Watch final : public TreeWatch {
     const auto now = Clock::now();
     const auto kept = std::partition(ignored_.begin(), ignored_.end(), [&](const Ignored& one) { return one.until > now; });
     for (auto one = kept; one != ignored_.end(); ++one) {
-      ::fanotify_mark(events_.get(), FAN_MARK_REMOVE | FAN_MARK_IGNORED_MASK, FAN_MODIFY, AT_FDCWD, proc_path(one->fd.get()).c_str());
+      ::fanotify_mark(events_.get(), FAN_MARK_REMOVE | FAN_MARK_IGNORED_MASK, FAN_MODIFY, AT_FDCWD, ProcPath(one->fd.get()).get());
       disturb(one->inode);
       listener_.attributes_changed(one->inode.device, one->inode.number, false);
     }

@@ -1,7 +1,9 @@
-// Whole-file reads and writes on POSIX descriptors. Every call retries EINTR.
+// Whole-file reads and writes on POSIX descriptors; every call retries EINTR. Paths of descriptors.
 #pragma once
 
+#include <array>
 #include <cstdint>
+#include <cstdio>
 #include <string>
 #include <string_view>
 
@@ -26,5 +28,16 @@ Status write_file_atomically(const std::string& path, std::string_view text, uns
 
 // mkdir -p: directories that are missing get `mode`.
 Status make_directories(const std::string& path, unsigned mode);
+
+// The path that leads to a descriptor's file, for calls that take no descriptor or none of O_PATH. It ends at the file
+// itself, also if that is a symlink.
+class ProcPath {
+ public:
+  explicit ProcPath(int fd) { std::snprintf(text_.data(), text_.size(), "/proc/self/fd/%d", fd); }
+  const char* get() const { return text_.data(); }
+
+ private:
+  std::array<char, 32> text_{};
+};
 
 }  // namespace imafs

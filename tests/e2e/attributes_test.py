@@ -243,6 +243,21 @@ class Attributes(Twins):
             return outcome + [len(met), 'new' in met, sorted(os.listdir(directory)) == sorted(set(met) - {'.', '..'})]
         self.same(work)
 
+    def test_a_directory_that_is_removed_while_it_is_open(self):
+        def work(directory):
+            inner, outcome = directory + '/inner', []
+            for listed_before in (False, True):
+                os.mkdir(inner)
+                make(inner, 'file', 'x')
+                held = os.open(inner, os.O_RDONLY)
+                if listed_before:
+                    outcome.append(os.listdir(held))
+                remove(inner)
+                outcome += [attempt(lambda: os.listdir(held)), attempt(lambda: opened(f'/proc/self/fd/{held}/new', os.O_CREAT)), os.fstat(held).st_nlink]
+                os.close(held)
+            return outcome
+        self.same(work)
+
 
 class AttributesWithoutPassthrough(Attributes):
     options = ('--tpm', 'none', '--no-passthrough')

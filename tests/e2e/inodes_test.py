@@ -99,6 +99,27 @@ class Inodes(unittest.TestCase):
                         file.close()
                 self.assertEqual(0, mount.verify().returncode)
 
+    def test_directories_that_are_read_in_turns_cost_few_descriptors(self):
+        with Mount('--policy', 'builtin:none') as mount:
+            names = [f'a-name-of-some-length-{i}' for i in range(250)]
+            for number in range(100):
+                os.mkdir(f'{mount.backing}/{number}')
+                for name in names:
+                    os.symlink('x', f'{mount.backing}/{number}/{name}')
+            base = descriptors(mount.daemon_pid())
+            with contextlib.ExitStack() as stack:
+                readers = [stack.enter_context(os.scandir(f'{mount.path}/{number}')) for number in range(100)]
+                seen = [[] for _ in readers]
+                for _ in names:
+                    for reader, found in zip(readers, seen):
+                        found.append(next(reader).name)
+                most = descriptors(mount.daemon_pid()) - base
+                self.assertEqual([[]] * 100, [list(reader) for reader in readers])
+            for found in seen:
+                self.assertEqual(sorted(names), sorted(found))
+            print(f'{most} descriptors more', flush=True)
+            self.assertLess(most, 350)
+
     @unittest.skipUnless(os.path.exists(WAKE_LATENCY) and os.cpu_count() <= 8, 'imafs lets processors sleep here')
     def test_processors_stay_awake_while_requests_come_quickly_and_no_longer(self):
         with Mount('--no-low-latency') as mount:

@@ -33,6 +33,11 @@ def own_file_system():
         os.rmdir(directory)
 
 
+def make(directory):
+    os.mkdir(directory)
+    return directory
+
+
 def attributes(path):
     try:
         attr = os.lstat(path)
@@ -226,6 +231,30 @@ def check_kept(faults):
                 faults.append(f'{options}: status says otherwise')
 
 
+def check_directories(faults, *options):
+    """A directory that another one takes the place of, beside the mount: whoever has it open finds it empty, as in the tree itself,
+    and the name shows the new one within the timeout. No call fails meanwhile."""
+    with Mount('--tpm', 'none', *options) as mount:
+        for number in range(20):
+            directory, name = f'{mount.backing}/{number}', f'{mount.path}/{number}'
+            write(make(directory) + '/old')
+            held = os.open(name, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                if number % 2:
+                    os.listdir(held)
+                os.unlink(directory + '/old')
+                os.rmdir(directory)
+                write(make(directory) + '/new')
+                for directory, shows in ((name, ['new']), (held, [])):
+                    got = seen_within(lambda directory=directory: os.listdir(directory), shows, TIMEOUT + SLACK)
+                    if got != shows:
+                        faults.append(f'{options}: {directory} shows {got} instead of {shows}')
+            except OSError as error:
+                faults.append(f'{options}: {error}')
+            finally:
+                os.close(held)
+
+
 def check_end(faults):
     """Changes are told while the mount ends: a clean end (under ThreadSanitizer: nobody speaks to a closed descriptor)."""
     for number, ends in enumerate((lambda mount, daemon: daemon.send_signal(signal.SIGTERM),
@@ -280,6 +309,8 @@ def main():
     check_changes(faults, '--no-watch')
     check_writer(faults)
     check_kept(faults)
+    check_directories(faults)
+    check_directories(faults, '--no-watch')
     check_blocks(faults)
     check_mapped(faults)
     check_lost(faults)
