@@ -55,11 +55,10 @@ Result<LogLock> LogLock::of_directory(const std::string& directory, std::chrono:
 }
 
 Result<LogLock> LogLock::of_tpm(const std::string& identity, std::uint32_t pcr) {
-  const char* const runtime = ::geteuid() == 0 ? "/run" : ::getenv("XDG_RUNTIME_DIR");
-  const std::string directory = std::string(runtime ? runtime : "/tmp") + "/imafs-" + std::to_string(::geteuid());
-  if (auto made = make_directories(directory, 0700); !made) return fail(made.error());
+  const auto directory = runtime_directory();
+  if (!directory) return fail(directory.error());
   const std::string name = to_hex(hash_of(HashAlgorithm::kSha256, as_bytes(identity)).bytes()).substr(0, 24);
-  const std::string path = directory + "/tpm-" + name + "-pcr" + std::to_string(pcr) + ".lock";
+  const std::string path = *directory + "/tpm-" + name + "-pcr" + std::to_string(pcr) + ".lock";
   auto lock = take(path, "PCR " + std::to_string(pcr) + " of this TPM", {});
   if (lock) lock->removed_at_end_ = path;
   return lock;

@@ -101,4 +101,17 @@ Status make_directories(const std::string& path, unsigned mode) {
   return {};
 }
 
+Result<std::string> runtime_directory() {
+  const uid_t user = ::geteuid();
+  const char* const parent = user == 0 ? "/run" : ::getenv("XDG_RUNTIME_DIR");
+  const std::string path = std::string(parent ? parent : "/tmp") + "/imafs-" + std::to_string(user);
+  if (auto made = make_directories(path, 0700); !made) return fail(made.error());
+  struct stat attr {};
+  if (::lstat(path.c_str(), &attr) != 0) return fail(errno_error("cannot use '" + path + "'"));
+  if (!S_ISDIR(attr.st_mode) || attr.st_uid != user || (attr.st_mode & 077) != 0) {
+    return fail(EACCES, "'" + path + "' is not a directory that only this user may enter: remove it");
+  }
+  return path;
+}
+
 }  // namespace imafs

@@ -29,14 +29,12 @@ constexpr auto kStopLimit = std::chrono::seconds(3);
 constexpr std::uint32_t kCommandShutdown = 3;  // CMD_SHUTDOWN of swtpm's control channel
 
 // Beside the state, unless the path would be too long for a socket: then under the runtime directory.
-std::string socket_path(const std::string& directory) {
+Result<std::string> socket_path(const std::string& directory) {
   std::string path = directory + "/sock";
   if (path.size() <= kMaxSocketPath) return path;
-  const char* const runtime = ::geteuid() == 0 ? "/run" : ::getenv("XDG_RUNTIME_DIR");
-  const std::string name = to_hex(hash_of(HashAlgorithm::kSha256, as_bytes(directory)).bytes()).substr(0, 24);
-  const std::string parent = std::string(runtime ? runtime : "/tmp") + "/imafs-" + std::to_string(::geteuid());
-  (void)make_directories(parent, 0700);
-  return parent + "/" + name;
+  const auto runtime = runtime_directory();
+  if (!runtime) return fail(runtime.error());
+  return *runtime + "/" + to_hex(hash_of(HashAlgorithm::kSha256, as_bytes(directory)).bytes()).substr(0, 24);
 }
 
 UniqueFd connect_to(const std::string& path) {
@@ -56,7 +54,9 @@ SwtpmProcess::SwtpmProcess(std::string directory, std::string socket)
 
 Result<std::unique_ptr<SwtpmProcess>> SwtpmProcess::find_or_start(const std::string& directory) {
   if (auto made = make_directories(directory, 0700); !made) return fail(made.error());
-  std::unique_ptr<SwtpmProcess> process(new SwtpmProcess(directory, socket_path(directory)));
+  auto socket = socket_path(directory);
+  if (!socket) return fail(socket.error());
+  std::unique_ptr<SwtpmProcess> process(new SwtpmProcess(directory, std::move(*socket)));
   process->was_running_ = process->find();
   if (!process->was_running_) {
     if (auto started = process->start(); !started) return fail(started.error());

@@ -28,6 +28,9 @@ Status write_file_atomically(const std::string& path, std::string_view text, uns
 
 // mkdir -p: directories that are missing get `mode`.
 Status make_directories(const std::string& path, unsigned mode);
+// Where locks and sockets of this user live, made if it is missing: /run/imafs-0 for root, else imafs-UID below $XDG_RUNTIME_DIR
+// or /tmp. EACCES: what stands there is somebody else's, or others may enter it.
+Result<std::string> runtime_directory();
 
 // The path that leads to a descriptor's file, for calls that take no descriptor or none of O_PATH. It ends at the file
 // itself, also if that is a symlink.

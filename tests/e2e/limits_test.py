@@ -5,6 +5,8 @@ import ctypes
 import errno
 import mmap
 import os
+import pwd
+import shutil
 import signal
 import socket
 import stat
@@ -15,8 +17,6 @@ import time
 import unittest
 
 from mounting import Mount
-
-
 
 
 def write(path, data):
@@ -150,6 +150,21 @@ class Threats(unittest.TestCase):
             self.assertEqual(0, done.returncode, done.stdout)
             memory = subprocess.run([*words[:-3], 'cat', f'/proc/{pid}/maps'], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
             self.assertNotEqual(0, memory.returncode)
+
+    def test_locks_and_sockets_of_a_user_are_in_nobody_elses_directory(self):
+        """Where others may write a directory can wait under the name of ours: its owner could put a TPM there, or take the lock away."""
+        for owner, mode in ((1234, 0o777), ('nobody', 0o777), (1234, 0o700)):
+            mount = Mount('--tpm', 'swtpm', user='nobody')
+            try:
+                runtime = f"{mount.work}/imafs-{pwd.getpwnam('nobody').pw_uid}"
+                os.mkdir(runtime)
+                os.chmod(runtime, mode)
+                shutil.chown(runtime, owner)
+                done = mount.start(check=False)
+                self.assertEqual(11, done.returncode, done.stderr)
+                self.assertIn(f"'{runtime}' is not a directory that only this user may enter", done.stderr)
+            finally:
+                mount.__exit__()
 
     def test_what_is_no_regular_file_is_opened_and_not_hashed(self):
         """T20: a FIFO that nobody writes to must not hold up anything; a sparse file costs time, not memory or its entry."""

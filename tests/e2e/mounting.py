@@ -92,7 +92,7 @@ class Mount:
     def start(self, check=True):
         words = self.command()
         if self.user:
-            words = ['setpriv', '--reuid', self.user, '--regid', 'nogroup', '--clear-groups', '--', *words]
+            words = ['env', 'XDG_RUNTIME_DIR=' + self.work, 'setpriv', '--reuid', self.user, '--regid', 'nogroup', '--clear-groups', '--', *words]
         done = subprocess.run(self.prefix + words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, timeout=60)
         if check and done.returncode != 0:
             raise AssertionError(f'imafs ended with {done.returncode}: {done.stderr}')
