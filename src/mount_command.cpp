@@ -291,7 +291,8 @@ StatusReport Mount::report() const {
                      {"imafs_changes_are_told", "1 if the kernel tells of changes beside the mount.", health.watched ? 1U : 0U},
                      {"imafs_measured_total", "Measurements handed to the log.", health.files.measured},
                      {"imafs_cache_hits_total", "Opens of files that were measured already.", health.files.cache_hits},
-                     {"imafs_hashed_bytes_total", "Bytes hashed.", health.files.hashed_bytes}});
+                     {"imafs_hashed_bytes_total", "Bytes hashed.", health.files.hashed_bytes},
+                     {"imafs_inline_hashes", "Request threads that measure a file themselves, now.", health.files.inline_hashes}});
   return report;
 }
 

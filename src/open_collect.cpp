@@ -67,7 +67,7 @@ Status OpenFiles::measure(Opening& opening, Writers& writers) {
     if (!content || order.wants_verity != collected_for->wants_verity ||
         order.form->is_legacy() != collected_for->form->is_legacy()) {
       auto collected = collect(opening, order, seen, writers, direct);
-      if (!collected && collected.error().code == ENODATA) continue;  // no fs-verity digest: no entry
+      if (!collected && collected.error().code == ENODATA && order.wants_verity) continue;  // no fs-verity digest: no entry
       if (!collected) return fail(collected.error());
       content = *collected;
       collected_for = &order;

@@ -24,7 +24,8 @@ struct OpenFiles::File {
   bool leased = false;  // set by the busy one, cleared by anybody
   bool broken = false;  // a lease was broken while busy
   bool being_read = false;  // a measured open for reading is under way: who comes to write comes too late for it
-  bool mapped = false;  // readers live on in mappings whose handles are closed
+  bool mapped = false;  // readers live on in mappings whose handles are closed,
+  bool unsure = false;  // or perhaps they do: it is asked again
   bool writable = false;  // a mapping of this mount may store into it,
   bool outlived = false;  // and one did live on when the last handle was closed
   bool check_mapped = false;  // the last reader left while busy
@@ -47,6 +48,7 @@ struct OpenFiles::File {
   FileVersion cached_version;
 
   bool is_open() const { return readers + writers > 0; }
+  bool may_be_mapped() const { return mapped || unsure; }
 };
 
 struct OpenFiles::Handle {

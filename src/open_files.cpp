@@ -168,7 +168,7 @@ void OpenFiles::note_mappings(File& file, bool again) {
   {
     const Lock lock(mutex_);
     file.outlived = outlived;
-    if (!file.leased) file.mapped = false;
+    if (!file.leased) file.mapped = file.unsure = false;
     if (!file.leased) return;
   }
   bool armed = false;
@@ -180,6 +180,7 @@ void OpenFiles::note_mappings(File& file, bool again) {
   {
     const Lock lock(mutex_);
     file.mapped = others && sure;
+    file.unsure = others && !sure;
   }
   if (!sure) pool_.post([this, node = file.node] { ask_again_for_mappings(node); });
 }
@@ -234,7 +235,7 @@ void OpenFiles::trim_idle_soon(Lock& lock) {
 // only thing that will tell us of a writer.
 void OpenFiles::trim_idle(Lock& lock) {
   std::vector<File*> leaving;
-  const auto can_go = [](const File* file) { return !file->mapped; };
+  const auto can_go = [](const File* file) { return !file->may_be_mapped(); };
   const std::size_t limit = idle_limit();
   while (idle_.size() > limit) {
     trims_newest_ = !trims_newest_;
@@ -322,7 +323,7 @@ void OpenFiles::drop_idle() {
 
 // ---- changes that are not opens ----
 
-void OpenFiles::will_truncate(NodeId node) {
+bool OpenFiles::will_truncate(NodeId node) {
   File* file = nullptr;
   {
     Lock lock(mutex_);
@@ -330,20 +331,38 @@ void OpenFiles::will_truncate(NodeId node) {
     if (found == files_.end() || !found->second->leased) {
       lock.unlock();
       cache_.with_existing(node, [](FileRecord& record) { record.clear(); });
-      return;
+      return false;
     }
     file = found->second.get();
     if (file->busy) {
       lock.unlock();
       // The lease thread gives way when our own truncate breaks the lease.
       cache_.with_existing(node, [](FileRecord& record) { record.clear(); });
-      return;
+      return false;
     }
     file->busy = true;
     unlist(*file);
   }
-  drop_lease(*file);
+  const bool was_watched = drop_lease(*file);
   cache_.with(node, [](FileRecord& record) { record.clear(); });
+  Lock lock(mutex_);
+  leave_busy(*file, lock);
+  return was_watched;
+}
+
+void OpenFiles::did_truncate(NodeId node) {
+  File* file = nullptr;
+  {
+    const Lock lock(mutex_);
+    const auto found = files_.find(node);
+    if (found == files_.end()) return;
+    file = found->second.get();
+    // Who opens it meanwhile asks for a lease as well.
+    if (file->busy || file->writers > 0 || (file->readers == 0 && !file->may_be_mapped())) return;
+    file->busy = true;
+    unlist(*file);
+  }
+  watch_readers_again(*file);
   Lock lock(mutex_);
   leave_busy(*file, lock);
 }
@@ -371,6 +390,7 @@ OpenFiles::Health OpenFiles::health() const {
   health.measured = measured_;
   health.cache_hits = cache_hits_;
   health.hashed_bytes = hashed_bytes_;
+  health.inline_hashes = inline_hashes_;
   const Lock lock(mutex_);
   health.files = files_.size();
   for (const auto& [node, file] : files_) {

@@ -138,8 +138,9 @@ void OpenFiles::run(std::unique_ptr<Opening> opening) {
     });
     return;
   }
+  const bool took_place = !opening->in_pool && !opening->orders.empty();  // reading may drop orders
   status = opening->writes() ? open_for_writing(*opening) : open_for_reading(*opening);
-  if (!opening->in_pool && !opening->orders.empty()) inline_hashes_.fetch_sub(1);
+  if (took_place) inline_hashes_.fetch_sub(1);
   finish(std::move(opening), std::move(status));
 }
 
@@ -257,6 +258,7 @@ Status OpenFiles::open_for_reading(Opening& opening) {
   File& file = *opening.file;
   Status status;
   Writers writers = Writers::kNone;
+  bool is_busy_text = false;
   if (!opening.orders.empty()) {
     const auto is_watched = [&] {
       return std::any_of(opening.orders.begin(), opening.orders.end(), [](const MeasureOrder& order) {
@@ -276,7 +278,9 @@ Status OpenFiles::open_for_reading(Opening& opening) {
     }
     writers = find_writers(file);
     if (writers == Writers::kTracked && opening.facts.is_exec && is_written_through_mount(file)) {
-      // The kernel is about to refuse to run a file that is open for writing: only the open happens.
+      // What is open for writing does not run. The kernel would look after us, and the writer may have closed it by then:
+      // only the open happens, and we refuse the rest.
+      is_busy_text = true;
       std::erase_if(opening.orders, [](const MeasureOrder& order) { return order.hook != Hook::kFileCheck; });
       if (std::exchange(watches, is_watched()) && !watches && !was_armed) {
         cache_.with(file.node, [](FileRecord& record) { (void)record.take_tomtou(); });
@@ -294,6 +298,7 @@ Status OpenFiles::open_for_reading(Opening& opening) {
       status = store_violation(file, Violation::kOpenWriters, opening.request.who, opening.path);
     }
     if (status) status = measure(opening, writers);
+    if (status && is_busy_text) status = fail(ETXTBSY, "open for writing");
   }
   if (status && (opening.request.flags & O_TRUNC) != 0) status = truncate(opening);
   if (status && file.backing_id == 0 && file.anchor) {
@@ -374,7 +379,7 @@ Status OpenFiles::end_writing_phase(File& file) {
 // O_TRUNC, held back until the old content was judged.
 Status OpenFiles::truncate(Opening& opening) {
   File& file = *opening.file;
-  drop_lease(file);
+  const bool was_watched = drop_lease(file);
   auto fd = table_.open(file.node, O_WRONLY | O_CLOEXEC);
   if (!fd) return fail(fd.error());
   if (::ftruncate(fd->get(), 0) != 0) return fail(errno_error("truncate"));
@@ -383,6 +388,8 @@ Status OpenFiles::truncate(Opening& opening) {
     kill_privileges(fd->get(), Caller{who.pid, who.uid, who.gid, 0});
   }
   cache_.with(file.node, [](FileRecord& record) { record.clear(); });
+  fd->reset();  // or it would be somebody who writes
+  if (was_watched && !opening.writes()) watch_readers_again(file);
   return {};
 }
 

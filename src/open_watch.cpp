@@ -36,6 +36,8 @@ LeaseKeeper::Answer OpenFiles::take_lease(File& file, LeaseKeeper::Answer (Lease
   }
   const auto answer = ((*leases_).*ask)(file.anchor.get());
   const Lock lock(mutex_);
+  // A signal that was late, of a lease of before, has been taken for one of this; or it is this one's, and still at work.
+  if (answer == LeaseKeeper::Answer::kGranted && !file.leased && file.pins == 0) leases_->drop(file.anchor.get());
   if (answer != LeaseKeeper::Answer::kGranted && !had) file.leased = false;
   if (answer == LeaseKeeper::Answer::kGranted && file.writers == 0) set_writable(file, false, lock);
   return answer;
@@ -125,13 +127,27 @@ bool OpenFiles::has_readers(File& file) {
 // ---- leases ----
 
 // REQUIRES: busy is ours, the mutex is not held.
-void OpenFiles::drop_lease(File& file) {
+bool OpenFiles::drop_lease(File& file) {
   {
     const Lock lock(mutex_);
-    if (!std::exchange(file.leased, false)) return;
+    if (!std::exchange(file.leased, false)) return false;
   }
   leases_->drop(file.anchor.get());
   cache_.with_existing(file.node, [](FileRecord& record) { record.stop_watching(now_ns()); });
+  return true;
+}
+
+// The lease was dropped for a change of our own, and readers are still there: who has come to write meanwhile would have
+// broken it.
+// REQUIRES: busy is ours, the mutex is not held.
+void OpenFiles::watch_readers_again(File& file) {
+  if (take_lease(file, &LeaseKeeper::watch) != LeaseKeeper::Answer::kRefused) return;
+  bool emit = false;
+  cache_.with(file.node, [&](FileRecord& record) {
+    emit = record.take_tomtou();
+    record.was_written_beside();
+  });
+  if (emit) (void)store_violation(file, Violation::kToMToU, Requester{}, table_.path_of(file.node, 0));
 }
 
 void OpenFiles::on_break(int fd) {
@@ -180,7 +196,7 @@ void OpenFiles::break_lease(File& file) {
       if (over) break;
     }
     open_here = file.readers > 0 || file.being_read || file.mapped;
-    file.mapped = false;
+    file.mapped = file.unsure = false;
   }
   bool emit = false;
   cache_.with(file.node, [&](FileRecord& record) {
@@ -201,7 +217,7 @@ void OpenFiles::on_tick() {
     for (File* const file : idle_) {
       const auto idle = now - file->idle_since;
       if (idle < kLeaseAfterClose) break;
-      if (idle > kKeepIdle && !file->mapped) {
+      if (idle > kKeepIdle && !file->may_be_mapped()) {
         leaving.push_back(file);
       } else if (file->leased || file->writable) {
         stale.push_back(file);
@@ -217,7 +233,7 @@ void OpenFiles::on_tick() {
   for (File* const file : stale) {
     // Closed for a second: if it can be leased, no mapping stores into it any more.
     if (file->writable && file->anchor) (void)take_lease(*file, &LeaseKeeper::watch);
-    if (file->mapped) note_mappings(*file, true);
+    if (file->may_be_mapped()) note_mappings(*file, true);
     if (!file->mapped) drop_lease(*file);
     Lock lock(mutex_);
     leave_busy(*file, lock);

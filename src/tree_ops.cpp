@@ -56,19 +56,20 @@ Status TreeOps::get_statx(NodeId node, int flags, unsigned mask, struct statx& o
 
 Status TreeOps::resize(NodeId node, off_t size, std::uint64_t handle) {
   // Our own descriptor would wait for our own lease, and what was measured is no more.
-  files_.will_truncate(node);
-  OpenFiles::Writable writable;
-  if (handle != 0) {
-    auto own = files_.writable(handle);
-    if (!own) return fail(own.error());
-    writable = std::move(*own);
-  } else {
-    auto fd = table_.open(node, O_WRONLY | O_CLOEXEC);
+  const bool watched = files_.will_truncate(node);
+  const auto truncate = [&]() -> Status {
+    if (handle != 0) {
+      const auto own = files_.writable(handle);
+      if (!own) return fail(own.error());
+      return done(::ftruncate(own->fd, size), "truncate");
+    }
+    const auto fd = table_.open(node, O_WRONLY | O_CLOEXEC);
     if (!fd) return fail(fd.error());
-    writable.fd = fd->get();
-    writable.owned = std::move(*fd);
-  }
-  return done(::ftruncate(writable.fd, size), "truncate");
+    return done(::ftruncate(fd->get(), size), "truncate");
+  };
+  const Status status = truncate();  // its descriptor is closed, or it would be somebody who writes
+  if (watched) files_.did_truncate(node);
+  return status;
 }
 
 Status TreeOps::change_owner(int fd, uid_t uid, gid_t gid, const Caller& caller) {

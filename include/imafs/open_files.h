@@ -54,7 +54,7 @@ class OpenFiles {
     bool leases_unsupported = false;       // some file could not be watched
     bool passthrough_unsupported = false;  // some file is served through the daemon
     std::uint64_t files = 0, open = 0, leased = 0;
-    std::uint64_t measured = 0, cache_hits = 0, hashed_bytes = 0;
+    std::uint64_t measured = 0, cache_hits = 0, hashed_bytes = 0, inline_hashes = 0;
   };
 
   struct Request {
@@ -92,7 +92,9 @@ class OpenFiles {
   static NodeId node_of(std::uint64_t handle);
 
   // Around changes that do not come as an open for writing.
-  void will_truncate(NodeId node);  // by path or handle: before it happens
+  // By path or handle, before it happens. True if did_truncate() is wanted afterwards.
+  bool will_truncate(NodeId node);
+  void did_truncate(NodeId node);
   void did_change_attributes(NodeId node, bool times_set);
   void did_change_label(NodeId node);  // security.ima set or removed
   void did_change_flags(NodeId node) { kernel_.drop_attributes(node); }  // an ioctl: the ctime has moved
@@ -134,7 +136,8 @@ class OpenFiles {
   void on_break(int fd);
   void break_lease(File& file);
   void on_tick();
-  void drop_lease(File& file);
+  bool drop_lease(File& file);  // whether there was one
+  void watch_readers_again(File& file);
 
   // One open (open_measure.cpp, open_collect.cpp, open_watch.cpp). The file is busy, and ours.
   void run(std::unique_ptr<Opening> opening);

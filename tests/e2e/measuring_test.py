@@ -1,4 +1,5 @@
 """What the log holds, who agrees with it, and when: on a real mount with a swtpm."""
+import ctypes
 import hashlib
 import os
 import signal
@@ -280,6 +281,40 @@ class Measuring(unittest.TestCase):
             states = {digest for digest, name in mount.log() if name == b'/f'}
             self.assertIn(b'sha256:' + hashlib.sha256(b'bc' + b'a' * 4094).hexdigest().encode(), states)
             mapping.close()
+
+    def test_a_reader_is_watched_on_when_the_file_was_truncated(self):
+        cases = {'nothing': (os.O_RDONLY, lambda path: None), 'truncate': (os.O_RDONLY, lambda path: os.truncate(path, 100)),
+                 'its own O_TRUNC': (os.O_RDONLY | os.O_TRUNC, lambda path: None)}
+        for case, (flags, change) in cases.items():
+            with self.subTest(case=case), Mount() as mount:
+                write(mount.backing + '/f', b'a' * 100)
+                reader = os.open(mount.path + '/f', flags)
+                change(mount.path + '/f')
+                self.assertEqual(b'0\n', mount.control('violations'))
+                write(mount.backing + '/f', b'b' * 100)
+                self.assertEqual(b'b', os.pread(reader, 1, 0))
+                self.assertEqual(b'1\n', mount.control('violations'))
+                os.close(reader)
+
+    def test_a_reader_that_lives_on_in_a_mapping_is_watched_while_others_come(self):
+        libc = ctypes.CDLL(None, use_errno=True)
+        libc.mmap.restype = ctypes.c_void_p
+        libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
+        with Mount('--tpm', 'none') as mount:
+            for i in range(1400):  # more than keep a descriptor when idle
+                write(f'{mount.backing}/{i}', b'%d' % i)
+                read(f'{mount.path}/{i}')
+            for i in range(20):
+                write(f'{mount.backing}/mapped{i}', b'a' * 100)
+                fd = os.open(f'{mount.path}/mapped{i}', os.O_RDONLY)
+                view = libc.mmap(None, 100, 1, 1, fd, 0)
+                os.close(fd)
+                for j in range(5):
+                    read(f'{mount.path}/{j}')
+                time.sleep(0.02)
+                write(f'{mount.backing}/mapped{i}', b'b' * 100)
+                self.assertEqual(b'b', ctypes.string_at(view, 1))
+            self.assertEqual(b'20\n', mount.control('violations'))
 
     def test_each_writing_phase_has_its_violation_also_if_nobody_read_between_two(self):
         for options in ([], ['--no-passthrough'], ['--no-leases']):

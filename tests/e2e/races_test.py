@@ -2,6 +2,7 @@
 """Writers beside the mount against readers of it: no reader gets bytes of a state that has neither its own entry nor a
 violation after it. ROUNDS reads (1,500; 10,000 by hand: ROUNDS=10000 races_test.py). The control without leases must
 find such a read, or the judge is blind."""
+import errno
 import hashlib
 import mmap
 import multiprocessing
@@ -151,6 +152,39 @@ class Races(unittest.TestCase):
     def test_nor_one_through_the_daemon(self):
         silent, _, _ = races(int(os.environ.get('SEED', time.time_ns() % 100000)), ROUNDS, '--no-passthrough')
         self.assertEqual([], silent)
+
+    def test_no_program_runs_unlogged_that_was_just_written(self):
+        """execve(2) while the writer closes: who is refused is refused, and what runs is in the log."""
+        with Mount('--policy', 'builtin:tcb') as mount, mmap.mmap(-1, 4096) as flag, open('/bin/true', 'rb') as program:
+            text, ran = program.read(), {}
+            for number in range(200):
+                path = f'{mount.path}/{number}'
+                fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o755)
+                os.write(fd, text + b'%d' % number)
+                flag[0] = 0
+                child = os.fork()
+                if child == 0:
+                    try:
+                        os.close(fd)
+                        flag[0] = 1
+                        os.execv(path, [path])
+                    except OSError as error:
+                        os._exit(error.errno)
+                while not flag[0]:
+                    pass
+                until = time.monotonic() + number * 2e-6
+                while time.monotonic() < until:
+                    pass
+                os.close(fd)
+                status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+                self.assertIn(status, (0, errno.ETXTBSY))
+                if status == 0:
+                    ran[f'/{number}'] = 'sha256:' + hashlib.sha256(text + b'%d' % number).hexdigest()
+            logged = {(name.decode(), digest.decode()) for digest, name in mount.log()}
+            self.assertEqual([], sorted(set(ran.items()) - logged))
+            self.assertGreater(len(ran), 0)
+            mount.settle()
+            self.assertEqual(0, mount.status()['counters']['imafs_inline_hashes'])
 
     def test_without_leases_the_same_judge_finds_one(self):
         for seed in range(5):
