@@ -65,6 +65,17 @@ bool is_in_group(const Caller& caller, std::uint32_t group) {
   return std::find(groups.begin(), groups.end(), group) != groups.end();
 }
 
+bool is_root_with(const Caller& caller, unsigned capability) {
+  if (caller.uid != 0) return false;
+  const auto text = read_file("/proc/" + std::to_string(caller.pid) + "/status", 1 << 20);
+  constexpr std::string_view key = "\nCapEff:\t";
+  const std::size_t at = text ? text->find(key) : std::string::npos;
+  if (at == std::string::npos) return false;
+  std::uint64_t effective = 0;
+  std::from_chars(text->data() + at + key.size(), text->data() + text->size(), effective, 16);
+  return (effective >> capability & 1) != 0;
+}
+
 ActAs::ActAs(const Caller& caller, bool with_groups) {
   // The umask and the working directory are shared by the threads of a process until asked otherwise.
   thread_local const bool own_umask = ::unshare(CLONE_FS) == 0;

@@ -179,7 +179,7 @@ void do_listxattr(fuse_req_t request, fuse_ino_t node, size_t size) {
     reply_sized(request, size, [](std::span<char>) { return Result<std::size_t>(0); });
     return;
   }
-  reply_sized(request, size, [&](std::span<char> out) { return context_of(request).ops.list_xattrs(node, out); });
+  reply_sized(request, size, [&](std::span<char> out) { return context_of(request).ops.list_xattrs(node, out, caller_of(request)); });
 }
 
 void do_setxattr(fuse_req_t request, fuse_ino_t node, const char* name, const char* value, size_t size, int flags) {

@@ -1,10 +1,12 @@
 #include "imafs/tree_ops.h"
 
 #include <fcntl.h>
+#include <linux/capability.h>
 #include <sys/syscall.h>
 #include <sys/xattr.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <climits>
 #include <cstring>
@@ -88,8 +90,8 @@ Status TreeOps::change_nothing(NodeId node, int fd, const Caller& caller) {
   struct stat attr {};
   if (::fstatat(fd, "", &attr, AT_EMPTY_PATH | AT_SYMLINK_NOFOLLOW) != 0) return fail(errno_error("stat"));
   if (S_ISREG(attr.st_mode) && files_.is_written(node)) {
-    // Root's writes take file capabilities away, but neither setuid nor setgid.
-    if (caller.uid != 0) kill_privileges(fd, caller);
+    // Writes of who has CAP_FSETID take file capabilities away, but neither setuid nor setgid.
+    if (!is_root_with(caller, CAP_FSETID)) kill_privileges(fd, caller);
     return {};
   }
   // chown(2) asks who owns the file only if there are bits to clear.
@@ -259,12 +261,26 @@ Result<std::size_t> TreeOps::get_xattr(NodeId node, const char* name, std::span<
   return static_cast<std::size_t>(size);
 }
 
-Result<std::size_t> TreeOps::list_xattrs(NodeId node, std::span<char> out) {
+Result<std::size_t> TreeOps::list_xattrs(NodeId node, std::span<char> out, const Caller& caller) {
   auto fd = table_.path_fd(node);
   if (!fd) return fail(fd.error());
-  const ssize_t size = ::listxattr(ProcPath((*fd)->get()).get(), out.data(), out.size());
+  std::array<char, XATTR_LIST_MAX> all;  // NOLINT(*-member-init): 64 KiB
+  const ssize_t size = ::listxattr(ProcPath((*fd)->get()).get(), all.data(), all.size());
   if (size < 0) return fail(errno_error("listxattr"));
-  return static_cast<std::size_t>(size);
+  std::string names(all.data(), static_cast<std::size_t>(size));
+  // The kernel lists these for itself to those who may read them.
+  if (names.find("trusted.") != std::string::npos && !is_root_with(caller, CAP_SYS_ADMIN)) {
+    std::string shown;
+    for (std::size_t at = 0; at < names.size(); at += std::strlen(names.c_str() + at) + 1) {
+      const std::string_view name = names.c_str() + at;
+      if (!name.starts_with("trusted.")) shown.append(name).push_back('\0');
+    }
+    names = std::move(shown);
+  }
+  if (out.empty()) return names.size();
+  if (names.size() > out.size()) return fail(ERANGE, "listxattr");
+  std::copy(names.begin(), names.end(), out.begin());
+  return names.size();
 }
 
 Status TreeOps::set_xattr(NodeId node, const char* name, std::string_view value, int flags, const Caller& caller) {

@@ -18,6 +18,10 @@ struct Caller {
 // Whether the caller is in `group`, supplementary groups included.
 bool is_in_group(const Caller& caller, std::uint32_t group);
 
+// Whether the caller is root and has the capability (CAP_...). Others count as without: of those that have it most have it in
+// a user namespace only.
+bool is_root_with(const Caller& caller, unsigned capability);
+
 class ActAs {
  public:
   // `with_groups`: take the caller's supplementary groups too (where a setgid bit depends on them).

@@ -67,7 +67,7 @@ class TreeOps {
   Result<Made> create_unnamed(NodeId parent, int flags, mode_t mode, const Caller& caller);
 
   Result<std::size_t> get_xattr(NodeId node, const char* name, std::span<char> out);
-  Result<std::size_t> list_xattrs(NodeId node, std::span<char> out);
+  Result<std::size_t> list_xattrs(NodeId node, std::span<char> out, const Caller& caller);
   Status set_xattr(NodeId node, const char* name, std::string_view value, int flags, const Caller& caller);
   Status remove_xattr(NodeId node, const char* name);
 

@@ -6,6 +6,7 @@ import os
 import signal
 import struct
 import subprocess
+import sys
 import unittest
 
 from twins import (CALLERS, GROUP, KINDS, LIBC, OTHER_GROUP, STRANGER, USER, Twins, as_caller, attempt, described, make, moved, opened, remove,
@@ -131,6 +132,34 @@ class Attributes(Twins):
                 outcome.append(attempt(lambda: system('listxattr', path.encode(), room, ctypes.c_size_t(size))))
             for flag, name in itertools.product((os.XATTR_CREATE, os.XATTR_REPLACE), ('user.ten', 'user.new')):
                 outcome.append(attempt(lambda: os.setxattr(path, name, b'', flag)))
+            return outcome
+        self.same(work)
+
+    def test_which_extended_attributes_a_caller_sees(self):
+        def work(directory):
+            path = directory + '/f'
+            open(path, 'w').close()
+            for name in ('trusted.first', 'user.x', 'security.z', 'trusted.last'):
+                os.setxattr(path, name, b'v')
+            room = ctypes.create_string_buffer(1000)
+            return [(caller, as_caller(caller, lambda: sorted(os.listxattr(path))),
+                     [as_caller(caller, lambda: system('listxattr', path.encode(), room, ctypes.c_size_t(size))) for size in (0, 5, 20, 1000)])
+                    for caller in CALLERS]
+        self.same(work)
+
+    def test_root_without_the_capability_to_keep_setuid(self):
+        acts = {'write': 'open(path, "r+").write("x")', 'truncate': 'os.truncate(path, 1)', 'allocate': 'os.posix_fallocate(os.open(path, os.O_RDWR), 0, 99)'}
+
+        def work(directory):
+            outcome = []
+            for (act, text), mode in itertools.product(acts.items(), (0o6777, 0o2767, 0o4777)):
+                path = directory + '/f'
+                with open(path, 'w') as file:
+                    file.write('text')
+                os.chmod(path, mode)
+                subprocess.run(['setpriv', '--bounding-set=-fsetid', '--inh-caps=-fsetid', sys.executable, '-c', f'import os; path = "{path}"; {text}'],
+                               check=True)
+                outcome.append((act, oct(mode), described(path)))
             return outcome
         self.same(work)
 
