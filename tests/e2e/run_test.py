@@ -133,7 +133,7 @@ class Run(unittest.TestCase):
     def test_an_empty_run_leaves_no_lock(self):
         os.makedirs('/run/imafs-0', mode=0o700, exist_ok=True)
         # In a directory of its own, where nobody else's locks come and go.
-        script = ('mount -t tmpfs none /run/imafs-0 && "$0" run -- ls /run/imafs-0 || exit 1; '
+        script = ('mount -t tmpfs -o mode=700 none /run/imafs-0 && "$0" run -- ls /run/imafs-0 || exit 1; '
                   'for i in $(seq 200); do test -z "$(ls /run/imafs-0)" && exit 0; sleep 0.05; done; ls /run/imafs-0; exit 2')
         done = subprocess.run(['unshare', '--mount', 'sh', '-c', script, IMAFS], cwd=self.work, stdout=subprocess.PIPE, text=True)
         self.assertEqual(0, done.returncode, done.stdout)
