@@ -65,15 +65,18 @@ bool is_in_group(const Caller& caller, std::uint32_t group) {
   return std::find(groups.begin(), groups.end(), group) != groups.end();
 }
 
+std::uint64_t effective_capabilities(std::string_view status) {
+  constexpr std::string_view key = "\nCapEff:\t";
+  const std::size_t at = status.find(key);
+  std::uint64_t capabilities = 0;
+  if (at != std::string_view::npos) std::from_chars(status.data() + at + key.size(), status.data() + status.size(), capabilities, 16);
+  return capabilities;
+}
+
 bool is_root_with(const Caller& caller, unsigned capability) {
   if (caller.uid != 0) return false;
-  const auto text = read_file("/proc/" + std::to_string(caller.pid) + "/status", 1 << 20);
-  constexpr std::string_view key = "\nCapEff:\t";
-  const std::size_t at = text ? text->find(key) : std::string::npos;
-  if (at == std::string::npos) return false;
-  std::uint64_t effective = 0;
-  std::from_chars(text->data() + at + key.size(), text->data() + text->size(), effective, 16);
-  return (effective >> capability & 1) != 0;
+  const auto status = read_file("/proc/" + std::to_string(caller.pid) + "/status", 1 << 20);
+  return status && (effective_capabilities(*status) >> capability & 1) != 0;
 }
 
 ActAs::ActAs(const Caller& caller, bool with_groups) {

@@ -328,18 +328,13 @@ bool OpenFiles::will_truncate(NodeId node) {
   {
     Lock lock(mutex_);
     const auto found = files_.find(node);
-    if (found == files_.end() || !found->second->leased) {
+    // Of a busy file the lease thread gives way, when our own truncate breaks the lease.
+    if (found == files_.end() || !found->second->leased || found->second->busy) {
       lock.unlock();
       cache_.with_existing(node, [](FileRecord& record) { record.clear(); });
       return false;
     }
     file = found->second.get();
-    if (file->busy) {
-      lock.unlock();
-      // The lease thread gives way when our own truncate breaks the lease.
-      cache_.with_existing(node, [](FileRecord& record) { record.clear(); });
-      return false;
-    }
     file->busy = true;
     unlist(*file);
   }

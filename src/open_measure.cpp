@@ -62,9 +62,7 @@ std::optional<EventSource::Credentials> credentials_of(std::uint32_t tid) {
   found.gid = gids[0];
   found.egid = gids[1];
   found.sgid = gids[2];
-  const std::size_t at = text->find("\nCapEff:\t");
-  std::uint64_t capabilities = 0;
-  if (at != std::string::npos) std::from_chars(text->data() + at + 9, text->data() + text->size(), capabilities, 16);
+  const std::uint64_t capabilities = effective_capabilities(*text);
   found.can_setgid = (capabilities >> 6 & 1) != 0;
   found.can_setuid = (capabilities >> 7 & 1) != 0;
   return found;

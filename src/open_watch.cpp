@@ -35,11 +35,15 @@ LeaseKeeper::Answer OpenFiles::take_lease(File& file, LeaseKeeper::Answer (Lease
     leases_->adopt(file.anchor.get());
   }
   const auto answer = ((*leases_).*ask)(file.anchor.get());
-  const Lock lock(mutex_);
-  // A signal that was late, of a lease of before, has been taken for one of this; or it is this one's, and still at work.
-  if (answer == LeaseKeeper::Answer::kGranted && !file.leased && file.pins == 0) leases_->drop(file.anchor.get());
-  if (answer != LeaseKeeper::Answer::kGranted && !had) file.leased = false;
-  if (answer == LeaseKeeper::Answer::kGranted && file.writers == 0) set_writable(file, false, lock);
+  bool unknown = false;
+  {
+    const Lock lock(mutex_);
+    // A signal that was late, of a lease of before, has been taken for one of this; or it is this one's, and still at work.
+    unknown = answer == LeaseKeeper::Answer::kGranted && !file.leased && file.pins == 0;
+    if (answer != LeaseKeeper::Answer::kGranted && !had) file.leased = false;
+    if (answer == LeaseKeeper::Answer::kGranted && file.writers == 0) set_writable(file, false, lock);
+  }
+  if (unknown) leases_->drop(file.anchor.get());
   return answer;
 }
 
@@ -141,10 +145,13 @@ bool OpenFiles::drop_lease(File& file) {
 // broken it.
 // REQUIRES: busy is ours, the mutex is not held.
 void OpenFiles::watch_readers_again(File& file) {
-  if (take_lease(file, &LeaseKeeper::watch) != LeaseKeeper::Answer::kRefused) return;
+  if (take_lease(file, &LeaseKeeper::watch) == LeaseKeeper::Answer::kRefused) note_writer_beside(file, true);
+}
+
+void OpenFiles::note_writer_beside(File& file, bool is_read) {
   bool emit = false;
   cache_.with(file.node, [&](FileRecord& record) {
-    emit = record.take_tomtou();
+    emit = is_read && record.take_tomtou();
     record.was_written_beside();
   });
   if (emit) (void)store_violation(file, Violation::kToMToU, Requester{}, table_.path_of(file.node, 0));
@@ -198,12 +205,7 @@ void OpenFiles::break_lease(File& file) {
     open_here = file.readers > 0 || file.being_read || file.mapped;
     file.mapped = file.unsure = false;
   }
-  bool emit = false;
-  cache_.with(file.node, [&](FileRecord& record) {
-    emit = open_here && record.take_tomtou();
-    record.was_written_beside();
-  });
-  if (emit) (void)store_violation(file, Violation::kToMToU, Requester{}, table_.path_of(file.node, 0));
+  note_writer_beside(file, open_here);
   leases_->drop(file.anchor.get());
   cache_.with(file.node, [](FileRecord& record) { record.stop_watching(now_ns()); });
   if (open_here && file.backing_id == 0) kernel_.drop_page_cache(file.node);

@@ -264,10 +264,10 @@ Result<std::size_t> TreeOps::get_xattr(NodeId node, const char* name, std::span<
 Result<std::size_t> TreeOps::list_xattrs(NodeId node, std::span<char> out, const Caller& caller) {
   auto fd = table_.path_fd(node);
   if (!fd) return fail(fd.error());
-  std::array<char, XATTR_LIST_MAX> all;  // NOLINT(*-member-init): 64 KiB
-  const ssize_t size = ::listxattr(ProcPath((*fd)->get()).get(), all.data(), all.size());
+  std::string names(XATTR_LIST_MAX, '\0');
+  const ssize_t size = ::listxattr(ProcPath((*fd)->get()).get(), names.data(), names.size());
   if (size < 0) return fail(errno_error("listxattr"));
-  std::string names(all.data(), static_cast<std::size_t>(size));
+  names.resize(static_cast<std::size_t>(size));
   // The kernel lists these for itself to those who may read them.
   if (names.find("trusted.") != std::string::npos && !is_root_with(caller, CAP_SYS_ADMIN)) {
     std::string shown;

@@ -5,6 +5,7 @@
 #include <sys/types.h>
 
 #include <cstdint>
+#include <string_view>
 
 namespace imafs {
 
@@ -17,6 +18,9 @@ struct Caller {
 
 // Whether the caller is in `group`, supplementary groups included.
 bool is_in_group(const Caller& caller, std::uint32_t group);
+
+// The effective capabilities in the text of /proc/TID/status, a bit each; none if it does not say.
+std::uint64_t effective_capabilities(std::string_view status);
 
 // Whether the caller is root and has the capability (CAP_...). Others count as without: of those that have it most have it in
 // a user namespace only.

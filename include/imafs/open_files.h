@@ -138,6 +138,7 @@ class OpenFiles {
   void on_tick();
   bool drop_lease(File& file);  // whether there was one
   void watch_readers_again(File& file);
+  void note_writer_beside(File& file, bool is_read);
 
   // One open (open_measure.cpp, open_collect.cpp, open_watch.cpp). The file is busy, and ours.
   void run(std::unique_ptr<Opening> opening);

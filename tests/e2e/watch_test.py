@@ -245,10 +245,10 @@ def check_directories(faults, *options):
                 os.unlink(directory + '/old')
                 os.rmdir(directory)
                 write(make(directory) + '/new')
-                for directory, shows in ((name, ['new']), (held, [])):
-                    got = seen_within(lambda directory=directory: os.listdir(directory), shows, TIMEOUT + SLACK)
+                for listed, shows in ((name, ['new']), (held, [])):
+                    got = seen_within(lambda listed=listed: os.listdir(listed), shows, TIMEOUT + SLACK)
                     if got != shows:
-                        faults.append(f'{options}: {directory} shows {got} instead of {shows}')
+                        faults.append(f'{options}: {listed} shows {got} instead of {shows}')
             except OSError as error:
                 faults.append(f'{options}: {error}')
             finally:
