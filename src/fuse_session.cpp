@@ -206,8 +206,11 @@ class Session final : public FuseSession {
 
   // What others changed, the kernel asks for again.
   TreeWatch::Listener listener() {
-    return {[this](dev_t device, ino_t inode, bool deleted) {
-              for (const NodeId node : table_->numbers_of(device, inode)) {
+    return {[this](dev_t device, ino_t inode, const std::function<bool()>& is_gone) {
+              const auto nodes = table_->numbers_of(device, inode);
+              if (nodes.empty()) return;
+              const bool deleted = is_gone();
+              for (const NodeId node : nodes) {
                 drop_attributes(node);
                 if (!deleted) continue;
                 files_.let_go(node);

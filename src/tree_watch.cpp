@@ -32,8 +32,9 @@ constexpr std::chrono::milliseconds kBehind{200};
 constexpr std::uint64_t kNameEvents = FAN_CREATE | FAN_DELETE | FAN_MOVED_FROM | FAN_MOVED_TO;
 constexpr std::uint64_t kWriteEvents = FAN_MODIFY | FAN_CLOSE_WRITE;
 
-// Local file systems, on which every change goes through this kernel. <linux/magic.h> of Debian 12 has no XFS.
-constexpr std::array<unsigned long, 5> kLocalTypes{EXT4_SUPER_MAGIC, TMPFS_MAGIC, BTRFS_SUPER_MAGIC, F2FS_SUPER_MAGIC, 0x58465342};
+// Local file systems, on which every change goes through this kernel.
+constexpr unsigned long kXfs = 0x58465342;  // not in <linux/magic.h> of Debian 12
+constexpr std::array<unsigned long, 5> kLocalTypes{EXT4_SUPER_MAGIC, TMPFS_MAGIC, BTRFS_SUPER_MAGIC, F2FS_SUPER_MAGIC, kXfs};
 
 struct Inode {
   dev_t device = 0;
@@ -44,6 +45,20 @@ struct Inode {
 struct HashInode {
   std::size_t operator()(const Inode& inode) const { return inode.number * 0x9e3779b97f4a7c15ULL ^ inode.device; }
 };
+
+// The inode number that a file handle holds; nothing where only the file system can tell. Opening the handle instead costs
+// twenty times as much, for every file that anybody writes on the file system. Sources: generic_encode_ino32_fh in fs/libfs.c
+// (ext4, f2fs), shmem_encode_fh in mm/shmem.c, fs/xfs/xfs_export.h.
+std::optional<ino_t> number_in(const struct file_handle& handle, unsigned long type) {
+  std::array<std::uint32_t, 3> words{};
+  if (handle.handle_bytes > sizeof words) return std::nullopt;
+  std::memcpy(words.data(), handle.f_handle, handle.handle_bytes);
+  const auto wide = [](std::uint32_t low, std::uint32_t high) { return static_cast<ino_t>(high) << 32 | low; };
+  if (type == TMPFS_MAGIC && handle.handle_type == 1 && handle.handle_bytes == 12) return wide(words[1], words[2]);
+  if (type == kXfs && handle.handle_type == 0x81 && handle.handle_bytes == 12) return wide(words[0], words[1]);
+  if (type != BTRFS_SUPER_MAGIC && handle.handle_type == 1 && handle.handle_bytes == 8) return words[0];
+  return std::nullopt;
+}
 
 class Watch final : public TreeWatch {
  public:
@@ -79,6 +94,8 @@ class Watch final : public TreeWatch {
     dev_t device;
     std::array<int, 2> id;  // as events name it
     int root;               // of the tree's clone
+    unsigned long type;
+    bool numbered;          // its file handles say which inode they are of
   };
   // A writer that goes on and on: its writes are not told while the mark stands, which the kernel lifts
   // by itself if it drops the inode.
@@ -98,7 +115,12 @@ class Watch final : public TreeWatch {
                         ".") != 0) {
       return;
     }
-    System system{attr.st_dev, {}, root};
+    System system{attr.st_dev, {}, root, static_cast<unsigned long>(answer.f_type), false};
+    alignas(struct file_handle) std::array<char, sizeof(struct file_handle) + MAX_HANDLE_SZ> space{};
+    auto& handle = *reinterpret_cast<struct file_handle*>(space.data());
+    handle.handle_bytes = MAX_HANDLE_SZ;
+    int mount = 0;
+    system.numbered = ::name_to_handle_at(root, "", &handle, &mount, AT_EMPTY_PATH) == 0 && number_in(handle, system.type) == attr.st_ino;
     std::memcpy(system.id.data(), &answer.f_fsid, sizeof system.id);
     systems_.push_back(system);
   }
@@ -142,9 +164,7 @@ class Watch final : public TreeWatch {
       if (header.len < sizeof header) return;
       const auto& info = *reinterpret_cast<const struct fanotify_event_info_fid*>(at);
       if (header.info_type == FAN_EVENT_INFO_TYPE_DFID_NAME && (head.mask & kNameEvents) != 0) name_changed(info);
-      if (header.info_type == FAN_EVENT_INFO_TYPE_FID && (head.mask & (FAN_ATTRIB | kWriteEvents)) != 0) {
-        inode_changed(info, (head.mask & FAN_MODIFY) != 0);
-      }
+      if (header.info_type == FAN_EVENT_INFO_TYPE_FID && (head.mask & (FAN_ATTRIB | kWriteEvents)) != 0) inode_changed(info, head.mask);
       at += header.len;
     }
   }
@@ -155,41 +175,62 @@ class Watch final : public TreeWatch {
     listener_.events_lost();
   }
 
-  // An O_PATH descriptor of what an event is about; none if it is gone, or nothing of ours.
+  const System* system_of(const struct fanotify_event_info_fid& info) const {
+    const auto found = std::find_if(systems_.begin(), systems_.end(),
+                                    [&](const System& one) { return std::memcmp(one.id.data(), &info.fsid, sizeof one.id) == 0; });
+    return found != systems_.end() ? &*found : nullptr;
+  }
+
+  static const struct file_handle& handle_of(const struct fanotify_event_info_fid& info) {
+    return *reinterpret_cast<const struct file_handle*>(info.handle);
+  }
+
+  // What an event is about, without asking the file system.
+  std::optional<Inode> inode_of(const struct fanotify_event_info_fid& info) const {
+    const System* const system = system_of(info);
+    if (system == nullptr || !system->numbered) return std::nullopt;
+    const auto number = number_in(handle_of(info), system->type);
+    return number ? std::optional(Inode{system->device, *number}) : std::nullopt;
+  }
+
+  // An O_PATH descriptor of it; none if it is gone, or nothing of ours.
   UniqueFd open(const struct fanotify_event_info_fid& info, struct stat& attr) const {
-    const auto system = std::find_if(systems_.begin(), systems_.end(),
-                                     [&](const System& one) { return std::memcmp(one.id.data(), &info.fsid, sizeof one.id) == 0; });
-    if (system == systems_.end()) return {};
-    auto* const handle = const_cast<struct file_handle*>(reinterpret_cast<const struct file_handle*>(info.handle));
-    UniqueFd fd(::open_by_handle_at(system->root, handle, O_PATH | O_CLOEXEC));
+    const System* const system = system_of(info);
+    if (system == nullptr) return {};
+    UniqueFd fd(::open_by_handle_at(system->root, const_cast<struct file_handle*>(&handle_of(info)), O_PATH | O_CLOEXEC));
     if (fd && ::fstat(fd.get(), &attr) != 0) fd.reset();
     return fd;
   }
 
   void name_changed(const struct fanotify_event_info_fid& info) {
-    const auto* const handle = reinterpret_cast<const struct file_handle*>(info.handle);
+    const struct file_handle& handle = handle_of(info);
     const auto* const from = reinterpret_cast<const char*>(&info.fsid);
-    const char* const name = reinterpret_cast<const char*>(handle->f_handle) + handle->handle_bytes;
-    const std::string_view bytes(from, static_cast<std::size_t>(name - from));
-    const auto [found, is_new] = directories_.try_emplace(std::string(bytes));
-    struct stat attr {};
-    if (is_new && open(info, attr)) found->second = Inode{attr.st_dev, attr.st_ino};
-    if (!found->second) return;
-    disturb(*found->second);
-    listener_.name_changed(found->second->device, found->second->number, name);
+    const char* const name = reinterpret_cast<const char*>(handle.f_handle) + handle.handle_bytes;
+    std::optional<Inode> directory = inode_of(info);
+    if (!directory) {
+      const auto [found, is_new] = directories_.try_emplace(std::string(from, name));
+      struct stat attr {};
+      if (is_new && open(info, attr)) found->second = Inode{attr.st_dev, attr.st_ino};
+      directory = found->second;
+    }
+    if (!directory) return;
+    disturb(*directory);
+    listener_.name_changed(directory->device, directory->number, name);
   }
 
-  void inode_changed(const struct fanotify_event_info_fid& info, bool written) {
+  void inode_changed(const struct fanotify_event_info_fid& info, std::uint64_t mask) {
     struct stat attr {};
-    UniqueFd fd = open(info, attr);
-    if (!fd) return;
-    const Inode inode{attr.st_dev, attr.st_ino};
-    const bool again = disturb(inode);
-    listener_.attributes_changed(inode.device, inode.number, attr.st_nlink == 0);
-    if (!written || !again) return;
+    UniqueFd fd;
+    const auto opened = [&] { return fd || (fd = open(info, attr)); };
+    std::optional<Inode> inode = inode_of(info);
+    if (!inode && opened()) inode = Inode{attr.st_dev, attr.st_ino};
+    if (!inode) return;
+    const bool again = disturb(*inode);
+    listener_.attributes_changed(inode->device, inode->number, [&] { return (mask & FAN_ATTRIB) != 0 && opened() && attr.st_nlink == 0; });
+    if ((mask & FAN_MODIFY) == 0 || !again || !opened()) return;
     if (::fanotify_mark(events_.get(), FAN_MARK_ADD | FAN_MARK_IGNORED_MASK | FAN_MARK_IGNORED_SURV_MODIFY | FAN_MARK_EVICTABLE,
                         FAN_MODIFY, AT_FDCWD, ProcPath(fd.get()).get()) == 0) {
-      ignored_.push_back({inode, std::move(fd), Clock::now() + kSettling});
+      ignored_.push_back({*inode, std::move(fd), Clock::now() + kSettling});
     }
   }
 
@@ -208,7 +249,7 @@ class Watch final : public TreeWatch {
     for (auto one = kept; one != ignored_.end(); ++one) {
       ::fanotify_mark(events_.get(), FAN_MARK_REMOVE | FAN_MARK_IGNORED_MASK, FAN_MODIFY, AT_FDCWD, ProcPath(one->fd.get()).get());
       disturb(one->inode);
-      listener_.attributes_changed(one->inode.device, one->inode.number, false);
+      listener_.attributes_changed(one->inode.device, one->inode.number, [] { return false; });
     }
     ignored_.erase(kept, ignored_.end());
     const std::lock_guard lock(mutex_);

@@ -20,7 +20,8 @@ class TreeWatch {
  public:
   // Called on the watch's own thread, for what other processes did, about 50 ms later.
   struct Listener {
-    std::function<void(dev_t device, ino_t inode, bool deleted)> attributes_changed;
+    // `is_gone`: whether its last name is; asks the file system, so only of what matters.
+    std::function<void(dev_t device, ino_t inode, const std::function<bool()>& is_gone)> attributes_changed;
     std::function<void(dev_t device, ino_t directory, const std::string& name)> name_changed;
     std::function<void()> events_lost;  // the kernel's queue overflowed: anything may have changed
   };
