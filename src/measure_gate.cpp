@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <array>
+#include <mutex>
 #include <utility>
 
 #include "imafs/file_hasher.h"
@@ -14,6 +15,7 @@
 #include "imafs/pcr_value.h"
 #include "imafs/policy_parser.h"
 #include "imafs/posix_file.h"
+#include "imafs/unique_fd.h"
 
 namespace imafs {
 namespace {
@@ -49,6 +51,38 @@ AuditRecord record_of(std::string op, std::string cause, const Requester& reques
   return record;
 }
 
+// /proc/TID/comm of the threads that asked last, kept open: opening one costs six times as much as reading it, and each new
+// entry wants one. comm is harmless to read; exe, maps and their like would wait for locks that execve holds while it waits
+// for us.
+class CommFiles {
+ public:
+  // Empty: there is no such thread.
+  std::string read(std::uint32_t tid) {
+    const std::lock_guard lock(mutex_);
+    Kept& kept = kept_[tid % kept_.size()];
+    std::string text = kept.tid == tid ? read(kept.fd) : "";
+    if (!text.empty()) return text;
+    // Another thread's, or that of one that has ended, whose number is in use again.
+    kept = {tid, UniqueFd(::open(("/proc/" + std::to_string(tid) + "/comm").c_str(), O_RDONLY | O_CLOEXEC))};
+    return read(kept.fd);
+  }
+
+ private:
+  struct Kept {
+    std::uint32_t tid = 0;
+    UniqueFd fd;
+  };
+
+  static std::string read(const UniqueFd& fd) {
+    std::array<char, 64> text{};
+    const ssize_t size = fd ? ::pread(fd.get(), text.data(), text.size(), 0) : 0;
+    return std::string(text.data(), static_cast<std::size_t>(std::max<ssize_t>(size, 0)));
+  }
+
+  std::mutex mutex_;
+  std::array<Kept, 8> kept_;  // guarded by mutex_
+};
+
 // `size`: of what was hashed, in bytes.
 AskOrigin origin_of(const Requester& requester, std::uint64_t size = 0) {
   return [&requester, size] { return EntryOrigin{now_ns(), requester.pid, requester.uid, comm_of(requester.pid), size}; };
@@ -66,11 +100,9 @@ std::string device_name(std::uint64_t device) {
 
 std::string comm_of(std::uint32_t tid) {
   if (tid == 0) return "imafs";
-  // comm is harmless to read; exe, maps and their like would wait for locks that execve holds while
-  // it waits for us.
-  const auto text = read_file("/proc/" + std::to_string(tid) + "/comm", 64);
-  if (!text || text->empty()) return "?";
-  return text->substr(0, text->find('\n'));
+  static CommFiles files;
+  const std::string text = files.read(tid);
+  return text.empty() ? "?" : text.substr(0, text.find('\n'));
 }
 
 MeasureGate::MeasureGate(GateOptions options, MeasurementLog& log, AuditSink audit, Policy initial)

@@ -1,6 +1,7 @@
 """What the log holds, who agrees with it, and when: on a real mount with a swtpm."""
 import ctypes
 import hashlib
+import json
 import os
 import signal
 import subprocess
@@ -9,7 +10,7 @@ import threading
 import time
 import unittest
 
-from mounting import Mount, known
+from mounting import IMAFS, Mount, known
 
 
 def write(path, text):
@@ -44,6 +45,18 @@ class Measuring(unittest.TestCase):
             self.assertEqual(len(names), len(set(names)))
             subprocess.run(command, check=True)
             self.assertEqual(names, mount.names())
+
+    def test_entries_say_what_the_thread_was_called_then(self):
+        with Mount() as mount:
+            names = [f'name{i}' for i in range(60)]
+            for name in names:
+                write(f'{mount.path}/{name}', name.encode())
+            for own in (names[at:at + 3] for at in range(0, len(names), 3)):  # each process has three names
+                reads = ''.join(f"open('/proc/self/comm', 'w').write('{name}'); open('{mount.path}/{name}').read();" for name in own)
+                subprocess.run(['python3', '-c', reads], check=True)
+            listing = subprocess.run([IMAFS, 'log', mount.path, '--format', 'ndjson'], check=True, stdout=subprocess.PIPE, text=True).stdout
+            entries = [json.loads(line) for line in listing.splitlines()]
+            self.assertEqual([('/' + name, name) for name in names], [(entry['name'], entry['comm']) for entry in entries if entry['name'][1:] in names])
 
     def test_a_new_link_does_not_rename_a_file_that_is_opened_by_its_old_name(self):
         with Mount() as mount:
