@@ -23,7 +23,7 @@
 namespace imafs {
 namespace {
 
-// O_PATH descriptors kept for speed.
+// O_PATH descriptors kept for speed; as many may wait to be closed.
 constexpr std::size_t kCachedDescriptors = 300;
 constexpr unsigned kMaxThreads = 16;
 
@@ -85,7 +85,8 @@ class Session final : public FuseSession {
  public:
   Session(SessionOptions options, BackingTree& tree, MeasureGate& gate, ControlDir& control)
       : options_(std::move(options)),
-        table_(InodeTable::create(tree, std::min(kCachedDescriptors, descriptor_limit_ / 16), reaper_)),
+        reaper_(cached_descriptors()),
+        table_(InodeTable::create(tree, cached_descriptors(), reaper_)),
         notices_(1),
         files_(open_file_options(), kernel(), tree, *table_, gate, reaper_),
         ops_(*table_, files_, options_.passthrough),
@@ -175,6 +176,8 @@ class Session final : public FuseSession {
   Health health() const override { return {files_.health(), wake_.requests(), table_->size(), table_->open_descriptors(), uring_, watch_ != nullptr}; }
 
  private:
+  std::size_t cached_descriptors() const { return std::min(kCachedDescriptors, descriptor_limit_ / 16); }
+
   OpenFiles::Options open_file_options() const {
     OpenFiles::Options options;
     options.passthrough = options_.passthrough;

@@ -81,7 +81,7 @@ Result<Seen> look_at(int directory, const char* name, int flags) {
 
 class Table final : public InodeTable {
  public:
-  Table(BackingTree& tree, std::size_t cached, Reaper& reaper) : tree_(tree), cache_(cached, reaper) {
+  Table(BackingTree& tree, std::size_t cached, Reaper& reaper) : tree_(tree), reaper_(reaper), cache_(cached, reaper) {
     struct stat attr {};
     ::fstat(tree.root(), &attr);
     Node& root = nodes_[kRootNode];
@@ -148,6 +148,7 @@ class Table final : public InodeTable {
   void rename_one(NodeId parent, std::string_view name, NodeId new_parent, std::string_view new_name);
 
   BackingTree& tree_;
+  Reaper& reaper_;
 
   mutable std::mutex mutex_;  // everything below; never held across a system call
   std::unordered_map<NodeId, Node> nodes_;
@@ -325,6 +326,7 @@ Result<PathFd> Table::path_fd(NodeId id) {
       name = found->second.names.back().name;
     }
   }
+  reaper_.keep_up();
   UniqueFd fd;
   if (!handle.bytes.empty()) {
     auto opened = tree_.open_handle(handle, O_PATH);

@@ -66,6 +66,7 @@ void OpenFiles::open(Request request, Done done) {
   auto opening = std::make_unique<Opening>(std::move(request), std::move(done));
   opening->created = static_cast<bool>(opening->request.created);
   ++opens_begun_;
+  reaper_.keep_up();
   begin(std::move(opening));
 }
 

@@ -99,6 +99,36 @@ class Inodes(unittest.TestCase):
                         file.close()
                 self.assertEqual(0, mount.verify().returncode)
 
+    def test_what_is_asked_of_files_that_others_close_is_not_asked_of_another(self):
+        program = '''
+import os, random
+for turn in range(6000):
+    i = random.randrange(600)
+    path = f"{directory}/{i}"
+    if worker > 1:
+        os.close(os.open(path, os.O_RDWR if turn % 4 == 0 else os.O_RDONLY))
+        continue
+    i = i // 2 * 2 + worker  # each changes its own
+    path = f"{directory}/{i}"
+    mode = 0o600 | random.randrange(64)
+    os.chmod(path, mode)
+    found = os.stat(path)
+    assert (found.st_mode & 0o777, found.st_size) == (mode, i), (found, mode, i)
+    assert os.getxattr(path, "user.name") == str(i).encode()
+'''
+        with Mount(prefix=['prlimit', '--nofile=512:512']) as mount:
+            for i in range(600):
+                with open(f'{mount.backing}/{i}', 'w') as file:
+                    file.write('x' * i)
+                os.setxattr(f'{mount.backing}/{i}', 'user.name', b'%d' % i)
+            pid = mount.daemon_pid()
+            busy = [subprocess.Popen(['python3', '-c', f'worker, directory = {worker}, "{mount.path}"' + program]) for worker in range(4)]
+            self.assertEqual([0] * 4, [one.wait() for one in busy])
+            mount.settle()
+            with open('/proc/sys/vm/drop_caches', 'w') as control:
+                control.write('2')
+            self.assertTrue(seen_within(lambda: descriptors(pid) < 100, True, 20), descriptors(pid))
+
     def test_directories_that_are_read_in_turns_cost_few_descriptors(self):
         with Mount('--policy', 'builtin:none') as mount:
             names = [f'a-name-of-some-length-{i}' for i in range(250)]
