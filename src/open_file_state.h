@@ -31,6 +31,8 @@ struct OpenFiles::File {
   bool check_mapped = false;  // the last reader left while busy
   bool returned = false;      // opened again after its descriptor had been given up
   unsigned pins = 0;  // the lease thread is at it: must not go away
+  unsigned borrowers = 0;  // use its descriptor without being busy: must not go away either
+  int lent = -1;           // the anchor's descriptor, for them
   bool listed_idle = false;
   std::list<File*>::iterator idle_position;
   std::chrono::steady_clock::time_point idle_since;

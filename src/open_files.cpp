@@ -133,7 +133,7 @@ void OpenFiles::leave_busy(File& file, Lock& lock) {
     return;
   }
   file.busy = false;
-  if (file.is_open() || file.listed_idle || file.pins > 0) return;
+  if (file.is_open() || file.listed_idle || file.pins > 0 || file.borrowers > 0) return;
   file.idle_since = std::chrono::steady_clock::now();
   file.idle_position = idle_.insert(idle_.end(), &file);
   file.listed_idle = true;
@@ -209,6 +209,21 @@ void OpenFiles::unlist(File& file) {
   file.listed_idle = false;
 }
 
+OpenFiles::Borrowed OpenFiles::borrow(NodeId node) {
+  const Lock lock(mutex_);
+  const auto found = files_.find(node);
+  if (found == files_.end() || !found->second->is_open() || found->second->lent < 0) return {};
+  ++found->second->borrowers;
+  return {*this, *found->second, found->second->lent};
+}
+
+void OpenFiles::give_back(File& file) {
+  Lock lock(mutex_);
+  if (--file.borrowers > 0 || file.busy || file.is_open() || file.listed_idle) return;
+  file.busy = true;  // it could not rest while it was lent
+  leave_busy(file, lock);
+}
+
 // How many idle files may keep their descriptor. What was opened again after its descriptor had been given up belongs to
 // a tree that is used again and again: it is kept on top, while the tree is small enough for that to help.
 std::size_t OpenFiles::idle_limit() const {
@@ -260,6 +275,7 @@ OpenFiles::File& OpenFiles::claim(File& file, const Lock& lock) {
   file.busy = true;
   set_writable(file, false, lock);
   if (file.anchor) by_fd_[static_cast<std::size_t>(file.anchor.get())] = nullptr;
+  file.lent = -1;
   return file;
 }
 

@@ -200,6 +200,7 @@ Status OpenFiles::prepare(Opening& opening) {
       if (returned && !std::exchange(file.returned, true)) ++returned_;
       if (by_fd_.size() <= index) by_fd_.resize(index + 256);
       by_fd_[index] = &file;
+      file.lent = file.anchor.get();
     }
   }
   if (made_for_reading) created.reset();

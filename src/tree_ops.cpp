@@ -12,6 +12,7 @@
 #include <cstring>
 #include <utility>
 
+#include "imafs/file_version.h"
 #include "imafs/posix_file.h"
 
 namespace imafs {
@@ -34,18 +35,32 @@ mode_t bits_to_lose(const struct stat& attr, const Caller& caller) {
   return bits;
 }
 
+// Of any descriptor, also of O_PATH.
+int change_mode(int fd, mode_t mode) {
+  constexpr long kFchmodat2 = 452;  // since Linux 6.6; <sys/syscall.h> of Debian 12 does not have it
+  if (::syscall(kFchmodat2, fd, "", mode, AT_EMPTY_PATH) == 0) return 0;
+  return ::chmod(ProcPath(fd).get(), mode);
+}
+
 }  // namespace
 
 void kill_privileges(int fd, const Caller& writer) {
   struct stat attr {};
   if (::fstat(fd, &attr) != 0) return;
   const mode_t kill = bits_to_lose(attr, writer);
-  const ProcPath path(fd);
-  if (kill != 0) ::chmod(path.get(), attr.st_mode & 07777 & ~kill);
-  ::removexattr(path.get(), "security.capability");
+  if (kill != 0) change_mode(fd, attr.st_mode & 07777 & ~kill);
+  ::removexattr(ProcPath(fd).get(), "security.capability");
+}
+
+Result<TreeOps::Target> TreeOps::target_of(NodeId node) {
+  if (auto open = files_.borrow(node)) return Target(std::move(open));
+  auto fd = table_.path_fd(node);
+  if (!fd) return fail(fd.error());
+  return Target(std::move(*fd));
 }
 
 Result<struct stat> TreeOps::get_attr(NodeId node) {
+  if (const auto open = files_.borrow(node)) return stat_of(open.fd());
   return table_.attributes_of(node);
 }
 
@@ -81,7 +96,7 @@ Status TreeOps::change_owner(int fd, uid_t uid, gid_t gid, const Caller& caller)
   // That has cleared what a chown by us clears; a caller outside the old group loses one bit more.
   const bool sgid_stayed = !S_ISDIR(before.st_mode) && (before.st_mode & S_IXGRP) == 0;
   if (sgid_stayed && (bits_to_lose(before, caller) & S_ISGID) != 0) {
-    ::chmod(ProcPath(fd).get(), before.st_mode & 07777 & ~(S_ISUID | S_ISGID));
+    change_mode(fd, before.st_mode & 07777 & ~(S_ISUID | S_ISGID));
   }
   return {};
 }
@@ -101,28 +116,28 @@ Status TreeOps::change_nothing(NodeId node, int fd, const Caller& caller) {
 }
 
 Result<struct stat> TreeOps::set_attr(NodeId node, const AttrChange& change, const Caller& caller) {
-  auto fd = table_.path_fd(node);
-  if (!fd) return fail(fd.error());
-  const ProcPath path((*fd)->get());
+  const auto target = target_of(node);
+  if (!target) return fail(target.error());
+  const int fd = target->fd();
   if (change.size) {
     if (auto status = resize(node, *change.size, change.handle); !status) return fail(status.error());
   }
   if (change.uid || change.gid) {
-    auto status = change_owner((*fd)->get(), change.uid.value_or(kKeep), change.gid.value_or(kKeep), caller);
+    auto status = change_owner(fd, change.uid.value_or(kKeep), change.gid.value_or(kKeep), caller);
     if (!status) return fail(status.error());
   } else if (change.is_empty) {
-    if (auto status = change_nothing(node, (*fd)->get(), caller); !status) return fail(status.error());
+    if (auto status = change_nothing(node, fd, caller); !status) return fail(status.error());
   } else if (change.kill_suidgid) {
-    kill_privileges((*fd)->get(), caller);
+    kill_privileges(fd, caller);
   }
-  if (change.mode && ::chmod(path.get(), *change.mode & 07777) != 0) return fail(errno_error("chmod"));
+  if (change.mode && change_mode(fd, *change.mode & 07777) != 0) return fail(errno_error("chmod"));
   if (change.atime || change.mtime) {
     const struct timespec omit {0, UTIME_OMIT};
     const std::array<struct timespec, 2> times{change.atime.value_or(omit), change.mtime.value_or(omit)};
-    if (::utimensat(AT_FDCWD, path.get(), times.data(), 0) != 0) return fail(errno_error("utimes"));
+    if (::utimensat(fd, "", times.data(), AT_EMPTY_PATH) != 0) return fail(errno_error("utimes"));
     if (change.mtime) files_.did_change_attributes(node, true);
   }
-  return get_attr(node);
+  return stat_of(fd);
 }
 
 Result<std::string> TreeOps::read_link(NodeId node) {
@@ -254,9 +269,11 @@ Result<TreeOps::Made> TreeOps::create_unnamed(NodeId parent, int flags, mode_t m
 }
 
 Result<std::size_t> TreeOps::get_xattr(NodeId node, const char* name, std::span<char> out) {
-  auto fd = table_.path_fd(node);
-  if (!fd) return fail(fd.error());
-  const ssize_t size = ::getxattr(ProcPath((*fd)->get()).get(), name, out.data(), out.size());
+  const auto target = target_of(node);
+  if (!target) return fail(target.error());
+  const int fd = target->fd();
+  const ssize_t size = target->is_open() ? ::fgetxattr(fd, name, out.data(), out.size())
+                                         : ::getxattr(ProcPath(fd).get(), name, out.data(), out.size());
   if (size < 0) return fail(errno_error("getxattr"));
   return static_cast<std::size_t>(size);
 }

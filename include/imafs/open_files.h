@@ -30,6 +30,8 @@
 namespace imafs {
 
 class OpenFiles {
+  struct File;
+
  public:
   struct Options {
     bool passthrough = true;
@@ -91,6 +93,29 @@ class OpenFiles {
   Result<Writable> writable(std::uint64_t handle);
   static NodeId node_of(std::uint64_t handle);
 
+  // The O_RDONLY descriptor of a file that somebody has open, for calls that would need one of their own. It stays open as
+  // long as this lives.
+  class Borrowed {
+   public:
+    Borrowed() = default;
+    Borrowed(Borrowed&& other) noexcept : files_(std::exchange(other.files_, nullptr)), file_(other.file_), fd_(other.fd_) {}
+    Borrowed& operator=(Borrowed&&) = delete;
+    ~Borrowed() {
+      if (files_) files_->give_back(*file_);
+    }
+    explicit operator bool() const { return files_ != nullptr; }
+    int fd() const { return fd_; }
+
+   private:
+    friend class OpenFiles;
+    Borrowed(OpenFiles& files, File& file, int fd) : files_(&files), file_(&file), fd_(fd) {}
+
+    OpenFiles* files_ = nullptr;
+    File* file_ = nullptr;
+    int fd_ = -1;
+  };
+  Borrowed borrow(NodeId node);  // empty: nobody has it open, or we cannot read it
+
   // Around changes that do not come as an open for writing.
   // By path or handle, before it happens. True if did_truncate() is wanted afterwards.
   bool will_truncate(NodeId node);
@@ -110,7 +135,6 @@ class OpenFiles {
   Health health() const;
 
  private:
-  struct File;
   struct Handle;
   struct Opening;
   class RequestFacts;
@@ -122,6 +146,7 @@ class OpenFiles {
   void leave_busy(File& file, Lock& lock);
   File& file_of(NodeId node, const Lock& lock);
   void unlist(File& file);
+  void give_back(File& file);
   void trim_idle_soon(Lock& lock);
   void trim_idle(Lock& lock);
   std::size_t idle_limit() const;  // REQUIRES: the mutex is held

@@ -74,6 +74,20 @@ class TreeOps {
   Result<struct statvfs> statistics(NodeId node);
 
  private:
+  // What calls about one inode go to: the descriptor of who has it open already, or one of O_PATH.
+  class Target {
+   public:
+    explicit Target(OpenFiles::Borrowed open) : open_(std::move(open)) {}
+    explicit Target(PathFd path) : path_(std::move(path)) {}
+    int fd() const { return path_ ? path_->get() : open_.fd(); }
+    bool is_open() const { return !path_; }
+
+   private:
+    OpenFiles::Borrowed open_;
+    PathFd path_;
+  };
+  Result<Target> target_of(NodeId node);
+
   Status resize(NodeId node, off_t size, std::uint64_t handle);
   Status change_owner(int fd, uid_t uid, gid_t gid, const Caller& caller);
   Status change_nothing(NodeId node, int fd, const Caller& caller);
