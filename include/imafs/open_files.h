@@ -40,7 +40,7 @@ class OpenFiles {
     std::size_t returned_descriptors = 8000;  // and for those that were opened again after theirs was given up,
     std::uint64_t small_tree = 16000;         // while not more inodes than these are known;
     std::size_t descriptors = 12000;          // for open files and idle ones together: these make room
-    unsigned inline_hashes = 6;           // request threads that may hash a small file at once; 0: pool only
+    unsigned inline_hashes = 12;              // request threads that may hash a small file at once; 0: pool only
   };
   // What only the FUSE session can do. All thread-safe.
   struct Kernel {
