@@ -65,7 +65,8 @@ def drop_caches(what=3):
 def touch_memory():
     """What is written soon finds memory that the host of a virtual machine has given already: else each page waits for the host,
     and 128 MiB take 30 ms or 300."""
-    del (b'x' * (256 * MIB))
+    memory = b'x' * (256 * MIB)
+    del memory
 
 
 def write(path, data):
