@@ -134,4 +134,8 @@ Digest hash_of(HashAlgorithm algorithm, ByteView bytes) {
   return hasher->finish();
 }
 
+std::string file_name_for(std::string_view what) {
+  return to_hex(hash_of(HashAlgorithm::kSha256, as_bytes(what)).bytes()).substr(0, 24);
+}
+
 }  // namespace imafs

@@ -57,8 +57,7 @@ Result<LogLock> LogLock::of_directory(const std::string& directory, std::chrono:
 Result<LogLock> LogLock::of_tpm(const std::string& identity, std::uint32_t pcr) {
   const auto directory = runtime_directory();
   if (!directory) return fail(directory.error());
-  const std::string name = to_hex(hash_of(HashAlgorithm::kSha256, as_bytes(identity)).bytes()).substr(0, 24);
-  const std::string path = *directory + "/tpm-" + name + "-pcr" + std::to_string(pcr) + ".lock";
+  const std::string path = *directory + "/tpm-" + file_name_for(identity) + "-pcr" + std::to_string(pcr) + ".lock";
   auto lock = take(path, "PCR " + std::to_string(pcr) + " of this TPM", {});
   if (lock) lock->removed_at_end_ = path;
   return lock;

@@ -34,7 +34,7 @@ Result<std::string> socket_path(const std::string& directory) {
   if (path.size() <= kMaxSocketPath) return path;
   const auto runtime = runtime_directory();
   if (!runtime) return fail(runtime.error());
-  return *runtime + "/" + to_hex(hash_of(HashAlgorithm::kSha256, as_bytes(directory)).bytes()).substr(0, 24);
+  return *runtime + "/" + file_name_for(directory);
 }
 
 UniqueFd connect_to(const std::string& path) {

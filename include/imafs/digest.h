@@ -99,4 +99,7 @@ class Hasher {
 // REQUIRES: can_compute(algorithm)
 Digest hash_of(HashAlgorithm algorithm, ByteView bytes);
 
+// A file name for something of any length (a path, what a TPM is called): 24 hexadecimal digits of its SHA-256.
+std::string file_name_for(std::string_view what);
+
 }  // namespace imafs
