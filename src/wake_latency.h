@@ -29,8 +29,8 @@ class WakeLatency {
   std::uint64_t requests() const { return requests_.load(std::memory_order_relaxed); }
 
  private:
-  // Held while there are so many requests in each interval: 4,000 a second.
-  static constexpr std::uint64_t kMany = 8;
+  // Held while there are so many requests in each interval: 8,000 a second.
+  static constexpr std::uint64_t kMany = 16;
   static constexpr std::chrono::milliseconds kInterval{2};
   static constexpr long kManyProcessors = 8;
 
