@@ -15,6 +15,7 @@
 #include <cstring>
 #include <mutex>
 #include <optional>
+#include <string_view>
 #include <thread>
 #include <unordered_map>
 #include <vector>
@@ -49,14 +50,14 @@ struct HashInode {
 // The inode number that a file handle holds; nothing where only the file system can tell. Opening the handle instead costs
 // twenty times as much, for every file that anybody writes on the file system. Sources: generic_encode_ino32_fh in fs/libfs.c
 // (ext4, f2fs), shmem_encode_fh in mm/shmem.c, fs/xfs/xfs_export.h.
-std::optional<ino_t> number_in(const struct file_handle& handle, unsigned long type) {
+std::optional<ino_t> number_in(std::string_view handle, int handle_type, unsigned long type) {
   std::array<std::uint32_t, 3> words{};
-  if (handle.handle_bytes > sizeof words) return std::nullopt;
-  std::memcpy(words.data(), handle.f_handle, handle.handle_bytes);
+  if (handle.size() > sizeof words) return std::nullopt;
+  std::memcpy(words.data(), handle.data(), handle.size());
   const auto wide = [](std::uint32_t low, std::uint32_t high) { return static_cast<ino_t>(high) << 32 | low; };
-  if (type == TMPFS_MAGIC && handle.handle_type == 1 && handle.handle_bytes == 12) return wide(words[1], words[2]);
-  if (type == kXfs && handle.handle_type == 0x81 && handle.handle_bytes == 12) return wide(words[0], words[1]);
-  if (type != BTRFS_SUPER_MAGIC && handle.handle_type == 1 && handle.handle_bytes == 8) return words[0];
+  if (type == TMPFS_MAGIC && handle_type == 1 && handle.size() == 12) return wide(words[1], words[2]);
+  if (type == kXfs && handle_type == 0x81 && handle.size() == 12) return wide(words[0], words[1]);
+  if (type != BTRFS_SUPER_MAGIC && handle_type == 1 && handle.size() == 8) return words[0];
   return std::nullopt;
 }
 
@@ -73,7 +74,7 @@ class Watch final : public TreeWatch {
     events_.reset(::fanotify_init(FAN_CLASS_NOTIF | FAN_CLOEXEC | FAN_NONBLOCK | FAN_REPORT_FID | FAN_REPORT_DFID_NAME, O_RDONLY));
     stop_.reset(::eventfd(0, EFD_CLOEXEC));
     if (!events_ || !stop_) return false;
-    for (std::uint16_t mount = 0; mount < tree.mounts(); ++mount) add(tree.root_of(mount));
+    for (std::uint16_t mount = 0; mount < tree.mounts(); ++mount) add(tree, mount);
     if (systems_.empty()) return false;
     thread_ = std::thread([this] { run(); });
     return true;
@@ -105,7 +106,8 @@ class Watch final : public TreeWatch {
     Clock::time_point until;
   };
 
-  void add(int root) {
+  void add(BackingTree& tree, std::uint16_t mount) {
+    const int root = tree.root_of(mount);
     struct statfs answer {};
     struct stat attr {};
     if (::fstatfs(root, &answer) != 0 || ::fstat(root, &attr) != 0) return;
@@ -116,11 +118,8 @@ class Watch final : public TreeWatch {
       return;
     }
     System system{attr.st_dev, {}, root, static_cast<unsigned long>(answer.f_type), false};
-    alignas(struct file_handle) std::array<char, sizeof(struct file_handle) + MAX_HANDLE_SZ> space{};
-    auto& handle = *reinterpret_cast<struct file_handle*>(space.data());
-    handle.handle_bytes = MAX_HANDLE_SZ;
-    int mount = 0;
-    system.numbered = ::name_to_handle_at(root, "", &handle, &mount, AT_EMPTY_PATH) == 0 && number_in(handle, system.type) == attr.st_ino;
+    const FileHandle handle = tree.handle_of(root, "", mount);
+    system.numbered = number_in(handle.bytes, handle.type, system.type) == attr.st_ino;
     std::memcpy(system.id.data(), &answer.f_fsid, sizeof system.id);
     systems_.push_back(system);
   }
@@ -189,7 +188,8 @@ class Watch final : public TreeWatch {
   std::optional<Inode> inode_of(const struct fanotify_event_info_fid& info) const {
     const System* const system = system_of(info);
     if (system == nullptr || !system->numbered) return std::nullopt;
-    const auto number = number_in(handle_of(info), system->type);
+    const struct file_handle& handle = handle_of(info);
+    const auto number = number_in({reinterpret_cast<const char*>(handle.f_handle), handle.handle_bytes}, handle.handle_type, system->type);
     return number ? std::optional(Inode{system->device, *number}) : std::nullopt;
   }
 
