@@ -1,7 +1,13 @@
 #include "imafs/cli.h"
 
+#include <poll.h>
+#include <unistd.h>
+
 #include <CLI/CLI.hpp>
 #include <algorithm>
+#include <cerrno>
+#include <cstdio>
+#include <iostream>
 #include <sstream>
 #include <string>
 #include <vector>
@@ -14,6 +20,7 @@
 #include "imafs/cli_top.h"
 #include "imafs/cli_verify.h"
 #include "imafs/mount_command.h"
+#include "imafs/result.h"
 #include "imafs/version.h"
 
 namespace imafs {
@@ -120,7 +127,9 @@ std::vector<std::string> words_of_helper(int argc, char** argv) {
 
 }  // namespace
 
-ExitCode run_command_line(int argc, char** argv) {
+namespace {
+
+ExitCode run_words(int argc, char** argv) {
   const std::string program = argc > 0 ? argv[0] : "";
   std::vector<std::string> words(argv + (argc > 0 ? 1 : 0), argv + argc);
   if (program.substr(program.rfind('/') + 1).starts_with("mount.")) words = words_of_helper(argc, argv);
@@ -161,6 +170,7 @@ ExitCode run_command_line(int argc, char** argv) {
   manifest_command->add_option("--exclude", manifest.excludes, "leave out names that begin with a match of this regular expression")->take_all();
   manifest_command->add_option("--path-prefix", manifest.path_prefix, "put before paths, as the mount does");
   manifest_command->add_flag("--one-file-system", manifest.one_file_system, "do not cross mounts");
+  manifest_command->add_flag("--relative", manifest.relative, "paths as seen from DIR, for sha256sum -c in it");
 
   ReportOptions report;
   auto* const report_command = app.add_subcommand("report", "a log as one HTML page");
@@ -251,6 +261,21 @@ ExitCode run_command_line(int argc, char** argv) {
     return ExitCode::kUsage;
   }
   return run_mount(std::move(config));
+}
+
+}  // namespace
+
+ExitCode run_command_line(int argc, char** argv) {
+  const ExitCode code = run_words(argc, argv);
+  // A script takes what stands on standard output for the whole result unless the exit status says otherwise.
+  std::cout.flush();
+  errno = 0;
+  if (std::fflush(stdout) == 0 && std::ferror(stdout) == 0 && std::cout) return code;
+  const int problem = errno;
+  struct pollfd output {STDOUT_FILENO, 0, 0};
+  const bool reader_has_gone = problem == EPIPE || (::poll(&output, 1, 0) == 1 && (output.revents & POLLERR) != 0);
+  if (!reader_has_gone) std::fprintf(stderr, "imafs: %s\n", error_of(problem != 0 ? problem : EIO, "cannot write the output").what.c_str());
+  return code == ExitCode::kOk ? ExitCode::kUsage : code;
 }
 
 }  // namespace imafs

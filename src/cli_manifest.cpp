@@ -8,7 +8,7 @@
 #include <array>
 #include <atomic>
 #include <cstdio>
-#include <map>
+#include <cstdlib>
 #include <mutex>
 #include <string>
 #include <vector>
@@ -20,11 +20,10 @@
 #include "imafs/progress.h"
 #include "imafs/unique_fd.h"
 #include "imafs/worker_pool.h"
+#include "manifest_partial.h"
 
 namespace imafs {
 namespace {
-
-constexpr std::size_t kMaxManifest = std::size_t{4} << 30;
 
 ExitCode complain(const Error& error) {
   std::fprintf(stderr, "imafs: %s\n", error.what.c_str());
@@ -46,7 +45,7 @@ Result<std::vector<std::string>> files_below(const std::string& root, bool one_f
   std::string start = root;
   while (start.size() > 1 && start.ends_with('/')) start.pop_back();
   std::array<char*, 2> roots{start.data(), nullptr};
-  FTS* const walk = ::fts_open(roots.data(), FTS_PHYSICAL | FTS_NOCHDIR | (one_file_system ? FTS_XDEV : 0), nullptr);
+  FTS* const walk = ::fts_open(roots.data(), FTS_PHYSICAL | FTS_COMFOLLOW | FTS_NOCHDIR | (one_file_system ? FTS_XDEV : 0), nullptr);
   if (!walk) return fail(errno_error("cannot walk '" + root + "'"));
   std::vector<std::string> files;
   Status status;
@@ -72,16 +71,14 @@ Result<std::vector<std::string>> files_below(const std::string& root, bool one_f
   return files;
 }
 
-// What an earlier run, that was interrupted, has hashed: lines beside the output.
-std::map<std::string, std::string> read_partial(const std::string& path) {
-  std::map<std::string, std::string> done;
-  const auto text = read_file(path, kMaxManifest);
-  if (!text) return done;
-  // The last line may be torn.
-  const auto manifest = parse_manifest(std::string_view(*text).substr(0, text->rfind('\n') + 1), path);
-  if (!manifest) return done;
-  for (const auto& [name, digests] : manifest->digests) done[name] = to_hex(digests.back());
-  return done;
+// Which directory, and what else decides the lines of its manifest.
+std::string identity_of(const ManifestOptions& options) {
+  struct stat attr {};
+  char* const real = ::realpath(options.directory.c_str(), nullptr);
+  std::string text = real ? real : "";
+  ::free(real);
+  if (::stat(options.directory.c_str(), &attr) == 0) text += " " + std::to_string(attr.st_dev) + ":" + std::to_string(attr.st_ino);
+  return text + " " + options.hash + " " + options.path_prefix;
 }
 
 }  // namespace
@@ -89,6 +86,8 @@ std::map<std::string, std::string> read_partial(const std::string& path) {
 ExitCode run_manifest(const ManifestOptions& options) {
   const bool as_keylime = options.format == "keylime";
   if (!as_keylime && options.format != "sha256sum") return complain({EINVAL, "unknown format '" + options.format + "': sha256sum or keylime"});
+  if (options.relative && as_keylime) return complain({EINVAL, "--relative is for sha256sum lines: Keylime compares the paths that the log has"});
+  if (options.relative && !options.path_prefix.empty()) return complain({EINVAL, "--relative and --path-prefix exclude each other"});
   const auto hash = hash_algorithm_named(options.hash);
   if (!hash || !can_compute(*hash)) return complain({EINVAL, "'" + options.hash + "' is no hash algorithm"});
   std::vector<std::regex> excludes;
@@ -107,18 +106,12 @@ ExitCode run_manifest(const ManifestOptions& options) {
   if (!found) return complain(found.error());
 
   const bool resumes = !options.output.empty() && (!exists || S_ISREG(attr.st_mode));
-  const std::string partial = resumes ? options.output + ".partial" : "";
-  const auto done = partial.empty() ? std::map<std::string, std::string>() : read_partial(partial);
-  UniqueFd partial_fd;
-  if (!partial.empty()) {
-    partial_fd.reset(::open(partial.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644));
-    if (!partial_fd) return complain(errno_error("cannot write '" + partial + "'"));
-  }
+  ManifestPartial partial(resumes ? options.output + ".partial" : "", identity_of(options));
   std::string root = options.directory;
   while (root.size() > 1 && root.ends_with('/')) root.pop_back();
   if (root == "/") root.clear();
   std::vector<ManifestFile> files(found->size());
-  std::mutex mutex;  // failures, their count, and the lines of the partial file
+  std::mutex mutex;  // failures and their count
   std::vector<std::string> failures;
   {
     Progress progress("files", found->size());
@@ -129,21 +122,28 @@ ExitCode run_manifest(const ManifestOptions& options) {
       const std::string name = logged_name_of(file.path);
       const auto is_excluded = [&](const std::regex& exclude) { return std::regex_search(name, exclude, std::regex_constants::match_continuous); };
       if (std::any_of(excludes.begin(), excludes.end(), is_excluded)) continue;
-      if (const auto known = done.find(name); known != done.end()) {
-        file.hex = known->second;
-        continue;
-      }
       pool.post([&, path = root + (*found)[i]] {
-        const UniqueFd fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW));
-        const auto digest = fd ? hash_file(fd.get(), *hash) : Result<Digest>(fail(errno_error("'" + path + "'")));
+        // What is no regular file any more, a FIFO for example, must not be waited for.
+        const UniqueFd fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY));
+        struct stat before {}, after {};
+        Result<Digest> digest = fail(errno_error("'" + path + "'"));
+        if (fd && ::fstat(fd.get(), &before) == 0 && S_ISREG(before.st_mode)) {
+          if (const auto known = partial.find(file.path, before)) {
+            file.hex = *known;
+            return;
+          }
+          digest = hash_file(fd.get(), *hash);
+        } else if (fd) {
+          digest = fail(ENOENT, "'" + path + "' is no regular file any more");
+        }
         if (digest) {
           file.hex = to_hex(digest->bytes());
-          progress.add(1, static_cast<std::uint64_t>(std::max<off_t>(0, ::lseek(fd.get(), 0, SEEK_END))));
+          if (::fstat(fd.get(), &after) == 0) partial.note(file.path, before, after, file.hex);
+          progress.add(1, static_cast<std::uint64_t>(std::max<off_t>(0, before.st_size)));
         }
         const std::lock_guard lock(mutex);
         if (!digest) failures.push_back(digest.error().what);
         if (!digest && digest.error().code != ENOENT) ++unread;  // one that has gone meanwhile is no file any more
-        if (digest && partial_fd) (void)write_all(partial_fd.get(), as_bytes(sum_line(file)));
       });
     }
     pool.finish();
@@ -156,14 +156,16 @@ ExitCode run_manifest(const ManifestOptions& options) {
     // Keylime compares the template hash column, sha1 in the file that its agent reads.
     text = keylime_policy(files, options.excludes, "sha1");
   } else {
-    for (const ManifestFile& file : files) text += sum_line(file);
+    for (ManifestFile& file : files) {
+      if (options.relative) file.path.insert(0, ".");
+      text += sum_line(file);
+    }
   }
   if (options.output.empty()) {
-    std::fwrite(text.data(), 1, text.size(), stdout);
-    if (std::fflush(stdout) != 0) return complain(errno_error("cannot write"));
+    std::fwrite(text.data(), 1, text.size(), stdout);  // whether that came out is seen to at the end of the program
   } else {
     if (auto written = write_file_atomically(options.output, text, 0644); !written) return complain(written.error());
-    ::unlink(partial.c_str());
+    partial.remove();
   }
   if (unread == 0) return ExitCode::kOk;
   return complain({EACCES, std::to_string(unread) + (unread == 1 ? " file could not be read and is" : " files could not be read and are") + " not in the manifest"});

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <nlohmann/json.hpp>
+#include <optional>
 
 #include "imafs/log_entry.h"
 
@@ -9,6 +10,9 @@ namespace imafs {
 namespace {
 
 using Json = nlohmann::ordered_json;
+
+// Keylime's LegacyAllowList, which its own tool writes. 0 and 1 say "no policy": such an agent is never asked for its list.
+constexpr int kGenerator = 3;
 
 tl::unexpected<Error> bad(const std::string& origin, std::size_t line, const std::string& what) {
   return fail(EINVAL, origin + ":" + std::to_string(line) + ": " + what);
@@ -33,6 +37,21 @@ std::string absolute(std::string path) {
   return path.starts_with('/') ? path : "/" + path;
 }
 
+struct TaggedLine {
+  std::string_view path;
+  std::optional<Bytes> digest;
+};
+
+// "SHA256 (PATH) = DIGEST", as sha256sum --tag and the BSDs write it.
+std::optional<TaggedLine> parse_tagged(std::string_view line) {
+  const std::size_t open = line.find(" ("), close = line.rfind(") = ");
+  if (open == std::string_view::npos || close == std::string_view::npos || close < open + 3) return std::nullopt;
+  const std::string_view tag = line.substr(0, open);
+  const auto is_of_tag = [](char c) { return (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '-' || c == '/'; };
+  if (tag.empty() || tag[0] < 'A' || tag[0] > 'Z' || !std::all_of(tag.begin(), tag.end(), is_of_tag)) return std::nullopt;
+  return TaggedLine{line.substr(open + 2, close - open - 2), from_hex(line.substr(close + 4))};
+}
+
 Result<Manifest> parse_sums(std::string_view text, const std::string& origin) {
   Manifest manifest;
   std::size_t number = 0;
@@ -46,13 +65,14 @@ Result<Manifest> parse_sums(std::string_view text, const std::string& origin) {
     if (line.empty() || line.starts_with('#')) continue;
     const bool escaped = line.starts_with('\\');
     if (escaped) line.remove_prefix(1);
+    const auto tagged = parse_tagged(line);
     const std::size_t blank = line.find(' ');
-    const auto digest = from_hex(line.substr(0, blank));
-    if (!digest || digest->empty()) return bad(origin, number, "no digest in hexadecimal at the beginning");
-    if (blank == std::string_view::npos || line.size() < blank + 3 || (line[blank + 1] != ' ' && line[blank + 1] != '*')) {
-      return bad(origin, number, "a digest, two blanks and a path are wanted");
+    const auto digest = tagged ? tagged->digest : from_hex(line.substr(0, blank));
+    if (!digest || digest->empty()) return bad(origin, number, "no digest in hexadecimal at the beginning, and no 'ALGORITHM (PATH) = DIGEST'");
+    if (!tagged && (blank == std::string_view::npos || line.size() < blank + 3 || (line[blank + 1] != ' ' && line[blank + 1] != '*'))) {
+      return bad(origin, number, "a digest, two blanks (or a blank and '*') and a path are wanted");
     }
-    const std::string_view path = line.substr(blank + 2);
+    const std::string_view path = tagged ? tagged->path : line.substr(blank + 2);
     manifest.digests[logged_name_of(absolute(escaped ? unescaped(path) : std::string(path)))].push_back(*digest);
   }
   return manifest;
@@ -127,7 +147,7 @@ std::string sum_line(const ManifestFile& file) {
 std::string keylime_policy(const std::vector<ManifestFile>& files, const std::vector<std::string>& excludes, const std::string& log_hash) {
   Json digests = Json::object();
   for (const ManifestFile& file : files) digests[logged_name_of(file.path)].push_back(file.hex);
-  const Json policy{{"meta", {{"version", 1}, {"generator", 0}}},
+  const Json policy{{"meta", {{"version", 1}, {"generator", kGenerator}}},
                     {"release", 0},
                     {"digests", std::move(digests)},
                     {"excludes", excludes},

@@ -22,8 +22,9 @@ Result<std::string> read_file(const std::string& path, std::size_t limit);
 // Reads from `offset` until `out` is full or the end of file; returns the bytes read.
 Result<std::size_t> pread_full(int fd, std::span<std::uint8_t> out, std::uint64_t offset);
 
-// Writes a temporary file beside `path`, then renames it over: readers see the old or the new text. A link
-// stays one, and what is no regular file (a device, a pipe) is written to.
+// Writes a new file with a random name in the directory of `path`, then renames it over: readers see the old or the new text.
+// A link stays one, and what is no regular file (a device, a pipe) is written to. ELOOP: `path` is a link that neither this
+// user nor root made. The sentence begins with "cannot write".
 Status write_file_atomically(const std::string& path, std::string_view text, unsigned mode = 0600);
 
 // mkdir -p: directories that are missing get `mode`.

@@ -228,18 +228,6 @@ class Manifests(unittest.TestCase):
             self.assertTrue(os.path.islink(link) and os.path.getsize(mount.work + '/sums') > 0)
             self.assertEqual(tool('manifest', mount.backing), tool('manifest', mount.backing, '-o', '/dev/stdout'))
 
-    def test_an_interrupted_one_goes_on(self):
-        with Mount() as mount:
-            fill(mount, 3)
-            with open(mount.work + '/sums.partial', 'w') as file:
-                file.write('0' * 64 + '  /f0\n' + '1' * 20)  # a line of the run before, and a torn one
-            tool('manifest', mount.backing, '-o', mount.work + '/sums')
-            with open(mount.work + '/sums') as file:
-                lines = file.read().splitlines()
-            self.assertEqual('0' * 64 + '  /f0', lines[0])
-            self.assertEqual(hashlib.sha256(b'file 1').hexdigest() + '  /f1', lines[1])
-            self.assertFalse(os.path.exists(mount.work + '/sums.partial'))
-
 
 if __name__ == '__main__':
     if os.geteuid() != 0:
