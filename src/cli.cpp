@@ -67,7 +67,7 @@ bool take_mount_options(MountConfig& config, const std::vector<std::string>& giv
 void add_mount_options(CLI::App& app, MountConfig& config, std::vector<std::string>& mount_options) {
   app.add_option("MOUNTPOINT", config.mountpoint, "where the measured tree shows");
   app.add_option("--backing", config.backing, "the tree to show; / works");
-  app.add_option("--policy", config.policy, "rules at start: a file, or builtin:NAME[+NAME]");
+  app.add_option("--policy", config.policy, "rules at start: a file, or builtin:NAME[+NAME]; without it /etc/imafs/default.policy, or builtin:default if there is none");
   app.add_flag("--require-policy", config.require_policy, "refuse to start without a rule");
   app.add_option("--tpm", config.tpm, "auto, none, swtpm, device[:PATH] or a TCTI string")->capture_default_str();
   app.add_option("--pcr", config.pcr, "the PCR to extend")->capture_default_str();
@@ -212,11 +212,11 @@ ExitCode run_words(int argc, char** argv) {
   policy->require_subcommand(1);
   std::vector<std::string> files;
   auto* const check = policy->add_subcommand("check", "say what is wrong with policy files");
-  check->add_option("FILE", files, "policy files")->required();
+  check->add_option("FILE", files, "policy files, mount points or builtin:NAME (the default policy without any)");
   std::string source, load_mount, load_file;
   bool replace = false;
   auto* const show = policy->add_subcommand("show", "print rules in normal form");
-  show->add_option("SOURCE", source, "a mount point, a file, or builtin:NAME")->required();
+  show->add_option("SOURCE", source, "a mount point, a file, or builtin:NAME (the default policy without it)");
   auto* const load = policy->add_subcommand("load", "load rules into a mount");
   load->add_option("MOUNTPOINT", load_mount, "the mount")->required();
   load->add_option("FILE", load_file, "the rules; standard input without it");

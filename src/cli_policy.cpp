@@ -9,7 +9,7 @@
 #include <fstream>
 #include <iostream>
 
-#include "imafs/installed_policy.h"
+#include "imafs/default_policy.h"
 #include "imafs/lsm_labels.h"
 #include "imafs/policy_matcher.h"
 #include "imafs/policy_parser.h"
@@ -24,6 +24,15 @@ constexpr std::size_t kMaxPolicyFile = 64 << 20;
 ExitCode complain(const std::string& sentence, ExitCode code = ExitCode::kUsage) {
   std::fprintf(stderr, "imafs: %s\n", sentence.c_str());
   return code;
+}
+
+// The default policy in force where no word is given. Nothing, and a complaint: it cannot be told.
+std::optional<std::string> source_named(const std::string& word, ExitCode& code) {
+  if (!word.empty()) return word;
+  auto source = default_policy_source();
+  if (source) return std::move(*source);
+  code = complain(source.error().what);
+  return std::nullopt;
 }
 
 // The rules behind a word: "builtin:NAME", a mount point, or a file.
@@ -117,8 +126,13 @@ std::vector<std::string> rule_lines(std::istream& input) {
 
 }  // namespace
 
-ExitCode policy_check(const std::vector<std::string>& files) {
+ExitCode policy_check(std::vector<std::string> files) {
   ExitCode worst = ExitCode::kOk;
+  if (files.empty()) {
+    auto source = source_named("", worst);
+    if (!source) return worst;
+    files.push_back(std::move(*source));
+  }
   for (const std::string& file : files) {
     ExitCode code = ExitCode::kOk;
     const auto policy = rules_of(file, code);
@@ -141,7 +155,9 @@ ExitCode policy_check(const std::vector<std::string>& files) {
 
 ExitCode policy_show(const std::string& source) {
   ExitCode code = ExitCode::kOk;
-  if (const auto policy = rules_of(source, code)) std::fputs(to_text(*policy).c_str(), stdout);
+  const auto named = source_named(source, code);
+  if (!named) return code;
+  if (const auto policy = rules_of(*named, code)) std::fputs(to_text(*policy).c_str(), stdout);
   return code;
 }
 
@@ -174,7 +190,9 @@ ExitCode policy_load(const std::string& mountpoint, const std::string& file, boo
 
 ExitCode policy_explain(const ExplainOptions& options) {
   ExitCode code = ExitCode::kOk;
-  const auto policy = rules_of(options.source.empty() ? installed_policy_path() : options.source, code);
+  const auto source = source_named(options.source, code);
+  if (!source) return code;
+  const auto policy = rules_of(*source, code);
   if (!policy) return code;
   std::vector<Hook> hooks{Hook::kFileCheck, Hook::kBprmCheck, Hook::kMmapCheck};
   if (!options.hook.empty()) {

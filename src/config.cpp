@@ -8,6 +8,8 @@
 #include <cstdlib>
 #include <filesystem>
 
+#include "imafs/default_policy.h"
+
 namespace imafs {
 namespace {
 
@@ -138,6 +140,11 @@ Checked<CheckedConfig> check_config(MountConfig config) {
   if (auto ok = check_pcr(config); !ok) return tl::unexpected<Failure>(ok.error());
   if (config.ima != "on" && config.ima != "off") return refuse(ExitCode::kUsage, "--ima takes on or off");
   if (config.tpm_error != "deny" && config.tpm_error != "continue") return refuse(ExitCode::kUsage, "--tpm-error takes deny or continue");
+  if (config.policy.empty()) {
+    auto source = default_policy_source();
+    if (!source) return refuse(ExitCode::kPolicy, "policy: " + source.error().what);
+    config.policy = std::move(*source);
+  }
   checked.config = std::move(config);
   choose_template(checked);
   return checked;

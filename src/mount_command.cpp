@@ -17,11 +17,11 @@
 #include <ctime>
 
 #include "imafs/control_dir.h"
+#include "imafs/default_policy.h"
 #include "imafs/diag.h"
 #include "imafs/fuse_session.h"
 #include "imafs/lease_keeper.h"
 #include "imafs/lsm_labels.h"
-#include "imafs/installed_policy.h"
 #include "imafs/pcr_value.h"
 #include "imafs/policy_parser.h"
 #include "imafs/posix_file.h"
@@ -49,11 +49,10 @@ Checked<Policy> initial_policy(const CheckedConfig& checked) {
     if (!named) return refuse(ExitCode::kPolicy, named.error().what);
     policy = std::move(*named);
   } else {
-    const std::string path = config.policy.empty() ? installed_policy_path() : config.policy;
-    const auto text = read_file(path, kMaxPolicyFile);
+    const auto text = read_file(config.policy, kMaxPolicyFile);
     if (!text) return refuse(ExitCode::kPolicy, "policy: " + text.error().what);
     ParseContext context;
-    context.origin = path;
+    context.origin = config.policy;
     context.custom_template = checked.custom.get();
     context.labels_known = labels_are_known();
     auto rules = parse_policy(*text, context);
@@ -177,6 +176,7 @@ tl::expected<void, Failure> Mount::measure_start() {
 tl::expected<void, Failure> Mount::build() {
   auto policy = initial_policy(checked_);
   if (!policy) return tl::unexpected<Failure>(policy.error());
+  say("policy: " + config_.policy + " (" + std::to_string(policy->rules.size()) + " rules)");
   auto tree = BackingTree::open({config_.backing, config_.one_file_system});
   if (!tree) return refuse(ExitCode::kBacking, tree.error().what);
   tree_ = std::move(*tree);
@@ -238,7 +238,7 @@ std::vector<std::pair<std::string, std::string>> Mount::options_in_force() const
   return {{"hash", std::string(name_of(checked_.file_hash))},
           {"template", checked_.form->logged_name()},
           {"pcr", std::to_string(config_.pcr)},
-          {"policy", config_.policy.empty() ? "default" : config_.policy},
+          {"policy", config_.policy},
           {"ima", config_.ima},
           {"tpm", config_.tpm},
           {"tpm-error", config_.tpm_error},

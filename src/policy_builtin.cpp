@@ -1,10 +1,15 @@
-// The kernel's own policies, by the words of its ima_policy= parameter. Source: the rule tables of
-// ima_policy.c (7.1), as restated in docs/POLICY.md.
+// The policies in the program: the default one, which is conf/default.policy, and the kernel's own by the words of its
+// ima_policy= parameter. Source: the rule tables of ima_policy.c (7.1), as restated in docs/POLICY.md.
 #include <algorithm>
 #include <array>
+#include <iterator>
 
 #include "imafs/check.h"
 #include "imafs/policy_parser.h"
+
+extern "C" {
+extern const char imafs_default_policy[], imafs_default_policy_end[];
+}
 
 namespace imafs {
 namespace {
@@ -66,18 +71,26 @@ constexpr const char* kAppraiseTcb =
 
 constexpr const char* kCriticalData = "measure func=CRITICAL_DATA\n";
 
-constexpr std::array<std::string_view, 8> kWords{"none",         "tcb",           "ima_tcb",     "critical_data",
+constexpr std::array<std::string_view, 9> kWords{"default",      "none",             "tcb",         "ima_tcb",      "critical_data",
                                                  "appraise_tcb", "ima_appraise_tcb", "secure_boot", "fail_securely"};
 
-void add(Policy& policy, const char* rules, const std::string& origin) {
+std::string_view default_text() {
+  return {imafs_default_policy, static_cast<std::size_t>(imafs_default_policy_end - imafs_default_policy)};
+}
+
+void add(Policy& policy, std::string_view rules, const std::string& origin) {
   ParseContext context;
   context.origin = origin;
   auto parsed = parse_policy(rules, context);
   IMAFS_CHECK(parsed);
-  for (Rule& rule : *parsed) {
-    rule.line = 0;
-    policy.rules.push_back(std::move(rule));
-  }
+  policy.rules.insert(policy.rules.end(), std::make_move_iterator(parsed->begin()), std::make_move_iterator(parsed->end()));
+}
+
+// The kernel's rules stand in no file: a line number would say nothing.
+void add_kernel_rules(Policy& policy, std::string_view rules, const std::string& origin) {
+  const std::size_t first = policy.rules.size();
+  add(policy, rules, origin);
+  for (std::size_t i = first; i < policy.rules.size(); ++i) policy.rules[i].line = 0;
 }
 
 }  // namespace
@@ -92,21 +105,25 @@ Result<Policy> builtin_policy(std::string_view words) {
     if (word.empty()) continue;
     if (std::find(kWords.begin(), kWords.end(), word) == kWords.end()) {
       return fail(EINVAL, "no built-in policy is named '" + std::string(word) +
-                              "'; there are none, tcb, ima_tcb, critical_data, appraise_tcb, secure_boot, fail_securely");
+                              "'; there are default, none, tcb, ima_tcb, critical_data, appraise_tcb, secure_boot, fail_securely");
     }
     chosen.push_back(word);
   }
   const auto has = [&](std::string_view word) { return std::find(chosen.begin(), chosen.end(), word) != chosen.end(); };
+  if (has("default")) {
+    add(policy, default_text(), "builtin:default");
+    policy.is_builtin = false;  // a later load adds to it, as it does where a file overrides it
+  }
   // Of the two measuring sets the first named wins.
   const auto tcb = std::find_if(chosen.begin(), chosen.end(), [](std::string_view word) { return word == "tcb" || word == "ima_tcb"; });
   if (tcb != chosen.end()) {
     const std::string origin = "builtin:" + std::string(*tcb);
-    add(policy, kDontMeasure, origin);
-    add(policy, *tcb == "tcb" ? kTcb : kOriginalTcb, origin);
+    add_kernel_rules(policy, kDontMeasure, origin);
+    add_kernel_rules(policy, *tcb == "tcb" ? kTcb : kOriginalTcb, origin);
   }
-  if (has("secure_boot")) add(policy, kSecureBoot, "builtin:secure_boot");
-  if (has("appraise_tcb") || has("ima_appraise_tcb")) add(policy, kAppraiseTcb, "builtin:appraise_tcb");
-  if (has("critical_data")) add(policy, kCriticalData, "builtin:critical_data");
+  if (has("secure_boot")) add_kernel_rules(policy, kSecureBoot, "builtin:secure_boot");
+  if (has("appraise_tcb") || has("ima_appraise_tcb")) add_kernel_rules(policy, kAppraiseTcb, "builtin:appraise_tcb");
+  if (has("critical_data")) add_kernel_rules(policy, kCriticalData, "builtin:critical_data");
   return policy;
 }
 

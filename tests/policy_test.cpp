@@ -76,6 +76,25 @@ TEST_CASE("what counts as given twice, and what does not go together") {
   CHECK(error_of("appraise appraise_type=sigv3 appraise_type=imasig|modsig").message == "an appended signature does not go with sigv3");
 }
 
+TEST_CASE("the default policy in the program is conf/default.policy, line by line") {
+  const auto text = read_file(IMAFS_SOURCE "/conf/default.policy", 1 << 20);
+  REQUIRE(text);
+  const Policy file = policy_of(*text);
+  const auto built_in = builtin_policy("default");
+  REQUIRE(built_in);
+  CHECK(to_text(*built_in) == to_text(file));
+  REQUIRE(built_in->rules.size() == file.rules.size());
+  for (std::size_t i = 0; i < file.rules.size(); ++i) {
+    CHECK(built_in->rules[i].line == file.rules[i].line);
+    CHECK(built_in->rules[i].origin == "builtin:default");
+  }
+  // What is loaded later adds to it: the rules that measure everything are not lost to one line of an administrator.
+  CHECK_FALSE(built_in->is_builtin);
+  CHECK(builtin_policy("tcb")->is_builtin);
+  CHECK(builtin_policy("default+critical_data")->rules.size() == file.rules.size() + 1);
+  CHECK_FALSE(builtin_policy("critical_data+default")->is_builtin);
+}
+
 TEST_CASE("the default policy parses, prints in normal form, and measures what it says") {
   const auto text = read_file(IMAFS_SOURCE "/conf/default.policy", 1 << 20);
   REQUIRE(text);

@@ -10,8 +10,10 @@
 
 namespace imafs {
 
+// Where a source of rules is empty, or no file is given, the default policy in force is meant: default_policy_source().
+
 // Every file parses: kOk; else the errors on stderr, with a caret: kMismatch. kUsage: unreadable.
-ExitCode policy_check(const std::vector<std::string>& files);
+ExitCode policy_check(std::vector<std::string> files);
 // The rules of a file, of "builtin:NAME", or of a mount, in normal form.
 ExitCode policy_show(const std::string& source);
 // A line at a time into the mount's policy. No file: standard input.

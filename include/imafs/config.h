@@ -15,7 +15,7 @@ namespace imafs {
 struct MountConfig {
   std::string mountpoint;  // as given; absolute and real after check_config()
   std::string backing;
-  std::string policy;      // a file, "builtin:NAME", or empty: the installed default.policy
+  std::string policy;      // a file or "builtin:NAME"; empty: the default one, named here after check_config()
   bool require_policy = false;
   std::string tpm = "auto";
   std::uint32_t pcr = 10;

@@ -72,7 +72,7 @@ struct Rule {
   bool permit_directio = false;
 
   // Where the rule was written, for messages and `explain`.
-  std::string origin;  // "default.policy", "builtin:tcb", ".ima/policy"
+  std::string origin;  // "/etc/imafs/default.policy", "builtin:default", ".ima/policy"
   unsigned line = 0;   // 1-based; 0: not from a file
 };
 

@@ -50,8 +50,9 @@ PolicyResult<std::vector<Rule>> parse_policy(std::string_view text, const ParseC
 std::string to_text(const Rule& rule);
 std::string to_text(const Policy& policy);
 
-// `words`: "none", "tcb", "ima_tcb", "critical_data", "appraise_tcb", "secure_boot", "fail_securely",
+// `words`: "default" (conf/default.policy, made part of the program), "none", "tcb", "ima_tcb", "critical_data", "appraise_tcb", "secure_boot", "fail_securely",
 // joined by '+', '|' or a blank. EINVAL names an unknown word. "none" alone gives no rules.
+// With "default" the policy counts as loaded, not as built in: the next load appends to it.
 Result<Policy> builtin_policy(std::string_view words);
 
 }  // namespace imafs
