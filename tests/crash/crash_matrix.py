@@ -17,7 +17,7 @@ import time
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), '..', 'e2e'))
 from killer import kill_at  # noqa: E402
-from mounting import Mount  # noqa: E402
+from mounting import Mount, need_mounts  # noqa: E402
 
 
 def prepare():
@@ -81,9 +81,7 @@ def fault_after(mount, tpm_dies):
 
 def main(arguments):
     sample = int(arguments[arguments.index('--sample') + 1]) if '--sample' in arguments else 1
-    if os.geteuid() != 0:
-        print('needs root to mount')
-        return 77
+    need_mounts()
     table, failures = collections.defaultdict(lambda: [0, 0]), []
     # Which thread takes which request differs, and shifts positions: once is not enough to meet each call.
     for tpm_dies in (False, True) * (4 if sample == 1 else 1):

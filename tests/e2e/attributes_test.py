@@ -7,8 +7,8 @@ import signal
 import struct
 import subprocess
 import sys
-import unittest
 
+from mounting import run_tests
 from twins import (CALLERS, GROUP, KINDS, LIBC, OTHER_GROUP, STRANGER, USER, Twins, as_caller, attempt, described, make, moved, opened, remove,
                    system)
 
@@ -293,4 +293,4 @@ class AttributesWithoutPassthrough(Attributes):
 
 
 if __name__ == '__main__':
-    unittest.main(verbosity=2)
+    run_tests()

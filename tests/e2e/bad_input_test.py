@@ -5,7 +5,7 @@ import subprocess
 import time
 import unittest
 
-from mounting import IMAFS, Mount
+from mounting import IMAFS, Mount, run_tests
 
 USAGE, MOUNTPOINT, BACKING, POLICY, TPM, PCR, STATE, NO_SWTPM, FIT = 2, 3, 4, 5, 6, 7, 8, 9, 10
 
@@ -152,4 +152,4 @@ class BadInput(unittest.TestCase):
 
 
 if __name__ == '__main__':
-    unittest.main(verbosity=2)
+    run_tests()

@@ -2,8 +2,8 @@
 import itertools
 import os
 import stat
-import unittest
 
+from mounting import run_tests
 from twins import (CALLERS, GROUP, KINDS, OTHER_GROUP, STRANGER, USER, Twins, as_caller, attempt, described, make, moved, opened,
                    remove, renameat2, seen)
 
@@ -249,4 +249,4 @@ class MatrixWithoutPassthrough(Matrix):
 
 
 if __name__ == '__main__':
-    unittest.main(verbosity=2)
+    run_tests()

@@ -10,7 +10,7 @@ import threading
 import time
 import unittest
 
-from mounting import IMAFS, Mount, known
+from mounting import IMAFS, Mount, known, run_tests
 
 
 def write(path, text):
@@ -405,8 +405,7 @@ class PlainUser(unittest.TestCase):
             self.assertEqual(0, done.returncode, done.stdout)
             self.assertIn(' /f\n', done.stdout)
             self.assertTrue(done.stdout.startswith('text\ntext\n'))
-            from mounting import IMAFS
-            self.assertEqual(0, as_user(f'{IMAFS} verify {mount.path}').returncode)
+            self.assertEqual(0, as_user(f'{mount.program} verify {mount.path}').returncode)
 
 
 def read_or_empty(path):
@@ -417,4 +416,4 @@ def read_or_empty(path):
 
 
 if __name__ == '__main__':
-    unittest.main(verbosity=2)
+    run_tests()

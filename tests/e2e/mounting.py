@@ -1,16 +1,151 @@
-"""A mount for a test: its directories, its daemon, and its end, also when the test fails."""
+"""A mount for a test: its directories, its daemon, and its end, also when the test fails.
+
+A test program ends with run_tests(); what cannot be tried on this machine is skipped by skip_all(), by unittest's own skips,
+or, for a part of a test, by skip_part(). Each prints a line "skipped: ...", which scripts/test counts and lists.
+"""
 import contextlib
+import ctypes
 import glob
 import hashlib
 import json
 import os
 import shutil
 import struct
+import socket
+import stat
 import subprocess
+import sys
 import tempfile
 import time
+import unittest
+
+SKIPPED = 77  # exit status: ctest counts it as "Skipped"
+CAP_SYS_ADMIN = 21
+CLONE_NEWUSER = 0x10000000
+
+
+
+def others_may_enter(directory):
+    """Whether plain users get to what lies in it."""
+    while os.stat(directory).st_mode & stat.S_IXOTH:
+        if directory == '/':
+            return True
+        directory = os.path.dirname(directory)
+    return False
+
+
+def scratch_place():
+    """TMPDIR; another place where root's own is closed to the plain users who call what tests make there."""
+    first = os.path.realpath(tempfile.gettempdir())
+    return next((place for place in (first, '/var/tmp', '/tmp') if os.path.isdir(place) and others_may_enter(place)), first)
+
+
+# What a test sees must not depend on who started it: files have the modes that are asked for, messages are in English, and
+# scratch files are where every caller gets.
+os.umask(0o022)
+os.environ['LC_ALL'] = 'C.UTF-8'
+if os.geteuid() == 0:
+    tempfile.tempdir = os.environ['TMPDIR'] = scratch_place()
 
 IMAFS = os.path.abspath(os.environ.get('IMAFS', 'build/release/imafs'))
+
+
+def skip_part(what, reason):
+    """A part of a test is not tried: said, and counted at the end of scripts/test."""
+    print(f'skipped: {what}: {reason}', flush=True)
+
+
+def skip_all(reason):
+    """Nothing of this test program can be tried here: ends it."""
+    print(f'skipped: {reason}', flush=True)
+    sys.exit(SKIPPED)
+
+
+def may_mount():
+    """Why this process cannot mount; empty if it can."""
+    if os.geteuid() != 0:
+        return 'needs root'
+    with open('/proc/self/status') as status:
+        if not int(status.read().split('CapEff:')[1].split()[0], 16) >> CAP_SYS_ADMIN & 1:
+            return 'root may not mount here (no CAP_SYS_ADMIN)'
+    try:
+        os.close(os.open('/dev/fuse', os.O_RDWR))
+    except OSError as error:
+        return f'/dev/fuse: {error.strerror}'
+    return ''
+
+
+def need_mounts():
+    """For a test program on real mounts: skips all of it where root is needed and missing, or may not mount."""
+    reason = may_mount()
+    if reason:
+        skip_all(reason)
+
+
+def loop_devices_refused():
+    """Why no image can be mounted; empty if it can."""
+    try:
+        os.close(os.open('/dev/loop-control', os.O_RDWR))
+    except OSError as error:
+        return f'no loop devices: {error.strerror}'
+    return ''
+
+
+def need_loop_devices():
+    reason = loop_devices_refused()
+    if reason:
+        skip_all(reason)
+
+
+def need_programs(*names):
+    missing = [name for name in names if not shutil.which(name)]
+    if missing:
+        skip_all('not installed: ' + ' '.join(missing))
+
+
+def user_namespaces_refused():
+    """Why the kernel gives no user namespace (in a chroot, in many containers); empty if it does."""
+    pid = os.fork()
+    if pid == 0:
+        libc = ctypes.CDLL(None, use_errno=True)
+        os._exit(0 if libc.unshare(CLONE_NEWUSER) == 0 else ctypes.get_errno())
+    error = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    return 'user namespaces are refused here: ' + os.strerror(error) if error else ''
+
+
+def run_tests(needs_mounts=True):
+    """unittest.main() for a test program: says what was skipped, ends with SKIPPED if that was everything."""
+    if needs_mounts:
+        need_mounts()
+    result = unittest.main(module='__main__', verbosity=2, exit=False).result
+    sys.stderr.flush()
+    for test, reason in result.skipped:
+        skip_part(getattr(test, '_testMethodName', str(test)), reason)
+    if not result.wasSuccessful():
+        sys.exit(1)
+    sys.exit(SKIPPED if result.testsRun and len(result.skipped) == result.testsRun else 0)
+
+
+def free_ports(count):
+    """The first of so many TCP ports in a row that nobody listens on. Below those that the kernel gives to clients."""
+    for first in range(20000 + os.getpid() % 1000 * 8, 32000 - count):
+        with contextlib.ExitStack() as held:
+            try:
+                for port in range(first, first + count):
+                    held.enter_context(socket.socket()).bind(('127.0.0.1', port))
+            except OSError:
+                continue
+            return first
+    raise AssertionError('no TCP port is free')
+
+
+def program_for_users(directory):
+    """A copy of imafs in `directory` that a plain user can run: the checkout may be where only root gets."""
+    copy = directory + '/imafs'
+    if not os.path.exists(copy):
+        shutil.copy(IMAFS, copy)
+        os.chmod(copy, 0o755)
+    return copy
 
 
 def write_binary_log(path, count):
@@ -79,15 +214,17 @@ class Mount:
         self.options = list(options)
         self.user = user
         self.prefix = list(prefix)
+        if user:
+            os.chmod(self.work, 0o777)
+        self.program = program_for_users(self.work) if user else IMAFS
         for directory in (self.backing, self.path):
             os.makedirs(directory, exist_ok=True)
         if user:
-            os.chmod(self.work, 0o777)
             for directory in (self.path, self.backing):
                 shutil.chown(directory, user)
 
     def command(self):
-        return [IMAFS, self.path, '--backing', self.backing, '--state', self.state, '--log-file', self.messages, *self.options]
+        return [self.program, self.path, '--backing', self.backing, '--state', self.state, '--log-file', self.messages, *self.options]
 
     def start(self, check=True):
         words = self.command()

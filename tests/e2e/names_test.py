@@ -1,8 +1,7 @@
 """Any byte string may be a file name: one entry is one line of UTF-8, no two names look alike, the log replays."""
-import os
 import unittest
 
-from mounting import Mount
+from mounting import Mount, run_tests
 
 NASTY = [b'new\nline', b'\n', b'tab\there', b'\x1b[31mred', b'\xff\xfe', b'\xc3\xa9', b'\xc3', b'\xed\xa0\x80', b'\xf4\x90\x80\x80', b'%0A', b'100%',
          b'a b', b'"quoted"', b"it's", b'back\\slash', b'//', b'-rf', b'x' * 255, '\u202egnp.exe'.encode(), b'\x7f', b'boot_aggregate']
@@ -36,4 +35,4 @@ class Names(unittest.TestCase):
 
 
 if __name__ == '__main__':
-    unittest.main(verbosity=2)
+    run_tests()

@@ -4,7 +4,7 @@ import sqlite3
 import subprocess
 import unittest
 
-from mounting import Mount
+from mounting import Mount, run_tests
 
 C_SOURCE = '#include <stdio.h>\n#include "part.h"\nint main(void) { printf("%d\\n", part(20)); return 0; }\n'
 PART = 'int part(int n) { return n * 2; }\n'
@@ -117,4 +117,4 @@ class ProgramsWithoutPassthrough(Programs):
 
 
 if __name__ == '__main__':
-    unittest.main(verbosity=2)
+    run_tests()

@@ -11,7 +11,7 @@ import threading
 import time
 import unittest
 
-from mounting import Mount
+from mounting import Mount, run_tests
 from twins import (CALLERS, GROUP, LIBC, OTHER_GROUP, RENAME_EXCHANGE, RENAME_NOREPLACE, RENAME_WHITEOUT, STRANGER, USER, Twins, as_caller,
                    as_user, attempt, described, make, moved, remove, renameat2, seen)
 
@@ -468,4 +468,4 @@ class SemanticsWithoutPassthrough(Semantics):
 
 
 if __name__ == '__main__':
-    unittest.main(verbosity=2)
+    run_tests()

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import unittest
 
-from mounting import IMAFS, Mount
+from mounting import IMAFS, Mount, need_mounts, run_tests
 
 JOURNAL = '/run/systemd/journal/socket'
 
@@ -70,9 +70,8 @@ class Service(unittest.TestCase):
 
 
 if __name__ == '__main__':
-    if os.geteuid() != 0:
-        sys.exit(77)
+    need_mounts()
     if os.environ.get('IMAFS_SERVICE_NAMESPACE') != '1':
         os.environ['IMAFS_SERVICE_NAMESPACE'] = '1'
         os.execvp('unshare', ['unshare', '--mount', '--propagation', 'private', 'sh', '-c', 'mount -t tmpfs none /run && exec "$@"', 'sh', sys.executable, *sys.argv])
-    unittest.main(verbosity=2)
+    run_tests()

@@ -11,7 +11,7 @@ import tempfile
 import threading
 import time
 
-from mounting import FUSE_GETATTR, Mount, late, seen_within
+from mounting import FUSE_GETATTR, Mount, late, need_mounts, seen_within, skip_part
 
 TIMEOUT = 1.0  # --timeout's default
 SLACK = 0.25   # of a busy machine
@@ -87,7 +87,7 @@ CHANGES = {
 def check_changes_on(faults, kind):
     with own_file_system(kind) as directory:
         if directory is None:
-            print(f'skipped: no {kind} can be mounted here')
+            skip_part(kind, 'cannot be mounted here')
         else:
             check_changes(faults, backing=make(directory + '/tree'))
 
@@ -319,8 +319,7 @@ def check_first_use(faults):
 
 
 def main():
-    if os.geteuid() != 0:
-        return 77
+    need_mounts()
     faults = []
     check_changes(faults)
     check_changes(faults, '--no-passthrough')

@@ -20,16 +20,18 @@ import sys
 import tempfile
 import time
 
-from interpreter import Interpreter
-
 HERE = os.path.dirname(os.path.abspath(__file__))
+sys.path.insert(0, os.path.dirname(HERE) + '/e2e')
+
+from interpreter import Interpreter  # noqa: E402
+from mounting import need_loop_devices, need_mounts, skip_all  # noqa: E402
+
 MOUNT = '/mnt'
 CONNECTIONS = '/sys/fs/fuse/connections'
 UUID = '11111111-2222-3333-4444-555555555555'
 OTHER_UUID = '22222222-3333-4444-5555-666666666666'
 BANKS = ('sha1', 'sha256', 'sha384', 'sha512')
 DIGEST_SIZE = {'sha1': 20, 'sha256': 32, 'sha384': 48, 'sha512': 64}
-SKIPPED = 77
 
 
 def run(*words):
@@ -256,14 +258,17 @@ def main(arguments):
     if names == ['--list']:
         print('\n'.join(sorted(name for name in os.listdir(data) if os.path.exists(f'{data}/{name}/ops'))))
         return 0
-    if os.geteuid() != 0:
-        print('needs root to mount')
-        return SKIPPED
+    need_mounts()
+    need_loop_devices()
+    if not os.path.isdir(MOUNT):
+        skip_all(f'there is no {MOUNT}')
     if os.environ.get('IMAFS_REPLAY_NAMESPACE') != '1':
         os.environ['IMAFS_REPLAY_NAMESPACE'] = '1'
         os.execvp('unshare', ['unshare', '--mount', '--propagation', 'private', sys.executable, *sys.argv])
-    if not os.listdir(CONNECTIONS):
-        run('mount', '-t', 'fusectl', 'fusectl', CONNECTIONS)  # for this mount namespace
+    # All of this is for this mount namespace only.
+    if not os.path.ismount(CONNECTIONS):
+        run('mount', '-t', 'fusectl', 'fusectl', CONNECTIONS)
+    run('mount', '-t', 'tmpfs', 'tmpfs', MOUNT)  # whatever this machine has there
     expected, failed = exceptions(), 0
     for name in names:
         work = tempfile.mkdtemp(prefix='imafs-golden-')
