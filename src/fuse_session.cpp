@@ -97,7 +97,7 @@ class Session final : public FuseSession {
 
   ~Session() override {
     disconnect();
-    watch_.reset();
+    if (watch_) watch_->stop();
     files_.drop_idle();
   }
 
@@ -125,8 +125,8 @@ class Session final : public FuseSession {
     null_.reset(::open("/dev/null", O_RDWR | O_CLOEXEC));
     if (!null_) return fail(errno_error("open /dev/null"));
     open_connection();
-    if (options_.watch && options_.timeout_seconds > 0) watch_ = TreeWatch::start(tree, listener());
-    context_.watch = watch_.get();
+    if (options_.watch) watch_ = TreeWatch::start(tree, listener());
+    if (options_.timeout_seconds > 0) context_.watch = watch_.get();
     return {};
   }
 
@@ -204,7 +204,8 @@ class Session final : public FuseSession {
               notices_.post([this, node] { ::fuse_lowlevel_notify_inval_inode(session_.get(), node, 0, 0); });
             },
             [this](NodeId node) { drop_attributes(node); },
-            [this] { return requests(); }};
+            [this] { return requests(); },
+            [this] { return watch_.get(); }};
   }
 
   // What others changed, the kernel asks for again.
@@ -308,12 +309,12 @@ class Session final : public FuseSession {
   bool uring_ = false;
   std::atomic<bool> root_is_known_{false};
   WorkerPool notices_;
+  std::unique_ptr<TreeWatch> watch_;  // null: not wanted, or not to be had; opens that are under way ask it to the end
   OpenFiles files_;
   TreeOps ops_;
   InodeNumbers numbers_;
   AbsentNames absent_;
   WakeLatency wake_;
-  std::unique_ptr<TreeWatch> watch_;  // null: not wanted, or not to be had
   FuseContext context_;
 };
 

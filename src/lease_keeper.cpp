@@ -8,11 +8,13 @@
 #include <cerrno>
 #include <ctime>
 #include <utility>
+#include <vector>
 
 namespace imafs {
 namespace {
 
 constexpr long kTickNs = 250'000'000;
+constexpr std::int64_t kUpToDateNs = 500'000'000;  // half of the shortest lease-break-time
 
 int break_signal() { return SIGRTMIN + 3; }
 
@@ -22,6 +24,12 @@ sigset_t our_signals() {
   ::sigaddset(&signals, break_signal());
   ::sigaddset(&signals, SIGIO);
   return signals;
+}
+
+std::int64_t coarse_now_ns() {
+  struct timespec now {};
+  ::clock_gettime(CLOCK_MONOTONIC_COARSE, &now);
+  return std::int64_t{now.tv_sec} * 1'000'000'000 + now.tv_nsec;
 }
 
 LeaseKeeper::Answer set_lease(int fd, int type) {
@@ -36,11 +44,11 @@ void LeaseKeeper::block_signals() {
   ::pthread_sigmask(SIG_BLOCK, &signals, nullptr);
 }
 
-LeaseKeeper::LeaseKeeper(std::function<void(int)> on_break, std::function<void()> on_tick)
-    : on_break_(std::move(on_break)), on_tick_(std::move(on_tick)) {}
+LeaseKeeper::LeaseKeeper(std::function<void(Breaks)> on_breaks, std::function<void()> on_tick)
+    : on_breaks_(std::move(on_breaks)), on_tick_(std::move(on_tick)) {}
 
-std::unique_ptr<LeaseKeeper> LeaseKeeper::start(std::function<void(int)> on_break, std::function<void()> on_tick) {
-  std::unique_ptr<LeaseKeeper> keeper(new LeaseKeeper(std::move(on_break), std::move(on_tick)));
+std::unique_ptr<LeaseKeeper> LeaseKeeper::start(std::function<void(Breaks)> on_breaks, std::function<void()> on_tick) {
+  std::unique_ptr<LeaseKeeper> keeper(new LeaseKeeper(std::move(on_breaks), std::move(on_tick)));
   keeper->thread_ = std::thread([raw = keeper.get()] { raw->run(); });
   keeper->thread_id_.wait(0);
   return keeper;
@@ -65,8 +73,7 @@ void LeaseKeeper::run() {
     siginfo_t info{};
     const int signal = ::sigtimedwait(&signals, &info, &tick);
     if (stopping_) break;
-    if (signal == break_signal()) on_break_(info.si_fd);
-    if (signal == SIGIO) on_break_(-1);  // the queue of signals overflowed: any lease may be meant
+    hand_over(signal, info.si_fd);
     struct timespec now {};
     ::clock_gettime(CLOCK_MONOTONIC, &now);
     const long passed = (now.tv_sec - last.tv_sec) * 1'000'000'000 + (now.tv_nsec - last.tv_nsec);
@@ -75,6 +82,28 @@ void LeaseKeeper::run() {
     on_tick_();
   }
 }
+
+// All breaks that wait, at once: what is done about the first one must not keep the others from being known.
+void LeaseKeeper::hand_over(int signal, int fd) {
+  const sigset_t signals = our_signals();
+  const struct timespec no_time {0, 0};
+  Breaks breaks(std::in_place);
+  std::int64_t before = 0;
+  do {
+    if (signal == SIGIO) breaks.reset();  // the queue overflowed
+    if (signal > 0 && breaks) breaks->push_back(fd);
+    siginfo_t info{};
+    before = coarse_now_ns();
+    signal = ::sigtimedwait(&signals, &info, &no_time);
+    fd = info.si_fd;
+  } while (signal > 0);
+  if (!breaks || !breaks->empty()) on_breaks_(std::move(breaks));
+  seen_empty_ns_ = before;
+}
+
+bool LeaseKeeper::is_up_to_date() const { return coarse_now_ns() - seen_empty_ns_ < kUpToDateNs; }
+
+bool LeaseKeeper::stands(int fd) { return ::fcntl(fd, F_GETLEASE) != F_UNLCK; }
 
 void LeaseKeeper::adopt(int fd) {
   ::fcntl(fd, F_SETSIG, break_signal());

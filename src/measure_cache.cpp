@@ -4,12 +4,13 @@
 
 namespace imafs {
 
-FileRecord::Standing FileRecord::standing(const FileVersion& version, std::int64_t now_ns) const {
+FileRecord::Standing FileRecord::standing(const FileVersion& version, std::int64_t now_ns, Writers writers) const {
   if (!hashed_) return Standing::kUnknown;
   if (version.size != version_.size || (version.mtime_ns != version_.mtime_ns && !times_set_)) return Standing::kStale;
   if (version != version_) return had_writer_ ? Standing::kStale : Standing::kSuspect;
-  if (uncertain_) return Standing::kSuspect;
-  // Equal times. They prove nothing if a change could have had the same one, or if the clock went back.
+  // A store into a mapping on tmpfs moves no time, nor does an exchange of blocks between files (EXT4_IOC_MOVE_EXT).
+  if (uncertain_ || had_writer_ || writers == Writers::kPerhaps) return Standing::kSuspect;
+  // Equal times, and no writer that we know of. They speak against that if a change could have had the same one, or if the clock went back.
   if (watched_until_ns_ - version_.ctime_ns < clock_grain_of(version_) || now_ns < watched_until_ns_) return Standing::kSuspect;
   return Standing::kCurrent;
 }

@@ -280,7 +280,14 @@ StatusReport Mount::report() const {
   report.log_start = log_->start().message;
   if (!session_) return report;
   const auto health = session_->health();
-  if (health.files.leases_unsupported) report.degraded.push_back({"no-leases", "writers beside the mount are seen by their traces only"});
+  if (health.files.leases_unsupported) report.degraded.push_back({"no-leases", "on a file system whose leases say nothing of its writers: each open hashes"});
+  if (health.files.layers_unwatched) report.degraded.push_back({"layers", "overlayfs does not tell who writes to its layers: each open hashes"});
+  if (health.files.writers_unreported) {
+    report.degraded.push_back({"writers-unreported", "without fanotify a file is hashed again when nobody had it open for a second"});
+  }
+  if (health.files.owed_violations > 0) {
+    report.degraded.push_back({"violations-owed", std::to_string(health.files.owed_violations) + " files are not opened until their violation is logged"});
+  }
   if (health.files.passthrough_unsupported) report.degraded.push_back({"no-passthrough", "some files are read and written through the daemon"});
   if (!tree_->is_private()) report.degraded.push_back({"shared-view", "mounts made later in the backing tree show in the mount"});
   report.counters.insert(report.counters.end(), {

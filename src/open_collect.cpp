@@ -16,12 +16,10 @@ Status OpenFiles::measure(Opening& opening, Writers& writers) {
   File& file = *opening.file;
   const bool direct = (opening.request.flags & O_DIRECT) != 0;
   bool needed = false;
-  bool watched = false;
   bool doubted = false;  // measured, and perhaps changed since
-  {
-    const Lock lock(mutex_);
-    watched = file.leased;
-  }
+  // A lease on a merged file says nothing of who writes to its layers.
+  if (file.kind == FileSystemKind::kLayered) layers_unwatched_ = true;
+  const bool watched = file.kind != FileSystemKind::kLayered && is_leased(file);
   const auto unmeasured = [&](const FileRecord& record) {
     return std::any_of(opening.orders.begin(), opening.orders.end(),
                        [&](const MeasureOrder& order) { return !record.is_measured_in(order.pcr, opening.log); });
@@ -29,11 +27,13 @@ Status OpenFiles::measure(Opening& opening, Writers& writers) {
   cache_.with(file.node, [&](FileRecord& record) { needed = unmeasured(record); });
   struct stat seen {};
   if (needed || !watched || !file.verified) {
+    file.reports = watched ? take_reports(file) : std::nullopt;
     auto attr = stat_of(file.anchor.get());
     if (!attr) return fail(attr.error());
     seen = *attr;
     cache_.with(file.node, [&](FileRecord& record) {
-      const auto standing = record.standing(version_of(seen), now_ns());
+      const auto standing = record.standing(version_of(seen), now_ns(), writers_since(file, record));
+      if (standing == FileRecord::Standing::kCurrent) record.was_checked_up_to(*file.reports);
       // While a writer that came through the mount has it open, what was hashed stands (as in the
       // kernel) until the last one closes. Of others we know nothing from one open to the next.
       if (writers == Writers::kTracked) {
@@ -80,7 +80,7 @@ Status OpenFiles::measure(Opening& opening, Writers& writers) {
     if (!direct) cache_.with(file.node, [&](FileRecord& record) { record.did_measure(order.pcr, opening.log); });
   }
   const Lock lock(mutex_);
-  file.verified = file.leased && !file.broken;
+  file.verified = watched && file.leased && !file.broken;
   return {};
 }
 
@@ -122,11 +122,10 @@ Result<Collected> OpenFiles::collect(Opening& opening, const MeasureOrder& order
     hashed_bytes_ += collected->size;
     const auto after = stat_of(file.anchor.get());
     bool disturbed = !after || version_of(*after) != version_of(before);
-    bool watched = false;
+    const bool watched = is_leased(file);
     {
       const Lock lock(mutex_);
       disturbed |= file.broken;
-      watched = file.leased;
     }
     if (disturbed && !watched && round < kStableReads && writers == Writers::kNone) {
       if (!after) return fail(after.error());
@@ -136,7 +135,8 @@ Result<Collected> OpenFiles::collect(Opening& opening, const MeasureOrder& order
     cache_.with(file.node, [&](FileRecord& record) {
       record.did_hash(collected->digest, version_of(before));
       if (!watched) record.stop_watching(now_ns());
-      if (disturbed || writers != Writers::kNone) record.nothing_is_certain();
+      if (disturbed || writers != Writers::kNone || !file.reports) record.nothing_is_certain();
+      if (file.reports) record.was_checked_up_to(*file.reports);
     });
     if (disturbed && !watched && writers == Writers::kNone) {
       // Somebody began to write while we read: say so, whatever the digest is of.

@@ -5,6 +5,7 @@
 
 #include <deque>
 
+#include "imafs/file_system_kind.h"
 #include "imafs/file_version.h"
 #include "imafs/open_files.h"
 
@@ -43,6 +44,10 @@ struct OpenFiles::File {
   UniqueFd writer;          // without passthrough: one for all handles that write
   UniqueFd reader;          // without passthrough: reads through it move the atime, which measuring must not
   int backing_id = 0;
+  FileSystemKind kind = FileSystemKind::kForeign;  // of the file system that the anchor is on
+  dev_t device = 0;
+  ino_t inode = 0;
+  std::optional<std::uint64_t> reports;  // of writers, which the lease that stands is later than; nothing: none come
   bool verified = false;       // the record was found current under the lease that stands
   bool content_known = false;  // is_elf holds as long as the lease does
   bool is_elf = false;
@@ -51,6 +56,12 @@ struct OpenFiles::File {
 
   bool is_open() const { return readers + writers > 0; }
   bool may_be_mapped() const { return mapped || unsure; }
+};
+
+// A file whose lease is being broken, pinned.
+struct OpenFiles::Broken {
+  File* file;
+  bool is_ours;  // to leave busy
 };
 
 struct OpenFiles::Handle {

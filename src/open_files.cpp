@@ -24,11 +24,13 @@ unsigned pool_size() { return std::max(4U, std::thread::hardware_concurrency());
 
 OpenFiles::OpenFiles(Options options, Kernel kernel, BackingTree& tree, InodeTable& table, MeasureGate& gate, Reaper& reaper)
     : options_(options), kernel_(std::move(kernel)), tree_(tree), table_(table), gate_(gate), reaper_(reaper), pool_(pool_size()) {
-  if (options_.leases) leases_ = LeaseKeeper::start([this](int fd) { on_break(fd); }, [this] { on_tick(); });
+  if (options_.leases) leases_ = LeaseKeeper::start([this](LeaseKeeper::Breaks breaks) { on_breaks(std::move(breaks)); }, [this] { on_tick(); });
 }
 
 OpenFiles::~OpenFiles() {
   pool_.finish();  // it may be asking for leases
+  breaks_.finish();
+  violations_.finish();
   leases_.reset();
   reaper_.settle();
 }
@@ -398,6 +400,9 @@ void OpenFiles::did_change_label(NodeId node) {
 OpenFiles::Health OpenFiles::health() const {
   Health health;
   health.leases_unsupported = leases_unsupported_ || !leases_;
+  health.layers_unwatched = layers_unwatched_;
+  health.writers_unreported = writers_unreported_;
+  health.owed_violations = owed_violations_;
   health.passthrough_unsupported = passthrough_unsupported_ || !options_.passthrough;
   health.measured = measured_;
   health.cache_hits = cache_hits_;

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <charconv>
 #include <cstring>
+#include <tuple>
 
 #include "imafs/file_hasher.h"
 #include "imafs/lsm_labels.h"
@@ -112,6 +113,7 @@ class OpenFiles::RequestFacts final : public EventSource {
 
 void OpenFiles::run(std::unique_ptr<Opening> opening) {
   Status status = prepare(*opening);
+  if (status) status = log_owed_violation(*opening->file);
   if (status) status = learn_content(*opening);
   if (status) {
     RequestFacts source(*this, *opening);
@@ -145,12 +147,8 @@ void OpenFiles::run(std::unique_ptr<Opening> opening) {
 // Whether this thread may do what is left. Takes one of the places if so.
 bool OpenFiles::hashes_inline(const Opening& opening) {
   if (opening.orders.empty()) return true;
-  const File& file = *opening.file;
-  bool unchanged = false;
-  {
-    const Lock lock(mutex_);
-    unchanged = file.leased;
-  }
+  File& file = *opening.file;
+  bool unchanged = file.verified && is_leased(file);
   if (unchanged) {
     cache_.with(file.node, [&](FileRecord& record) {
       unchanged = std::all_of(opening.orders.begin(), opening.orders.end(),
@@ -194,6 +192,8 @@ Status OpenFiles::prepare(Opening& opening) {
     }
     if (file.anchor) {
       const auto index = static_cast<std::size_t>(file.anchor.get());
+      std::tie(file.device, file.inode) = table_.identity_of(file.node);
+      file.kind = kind_of_file_system(tree_.file_system_of(file.anchor.get(), file.device).magic);
       bool returned = false;
       cache_.with_existing(file.node, [&](FileRecord& record) { returned = record.take_given_up(); });
       const Lock lock(mutex_);
@@ -226,12 +226,7 @@ Status OpenFiles::learn_content(Opening& opening) {
   // A new file has no content, and write-only opens map nothing.
   const bool reads = (opening.request.flags & O_ACCMODE) != O_WRONLY && !opening.created;
   if (interests.content && reads) {
-    bool leased = false;
-    {
-      const Lock lock(mutex_);
-      leased = file.leased;
-    }
-    if (!leased || !file.content_known) {
+    if (!file.content_known || file.kind == FileSystemKind::kLayered || !is_leased(file)) {
       std::array<std::uint8_t, 4> head{};
       const auto got = pread_full(file.anchor.get(), head, 0);
       file.is_elf = got && *got == head.size() && std::memcmp(head.data(), "\x7f" "ELF", 4) == 0;
@@ -370,7 +365,7 @@ Status OpenFiles::end_writing_phase(File& file) {
   const auto attr = stat_of(file.anchor.get());
   if (!attr) return fail(attr.error());
   cache_.with(file.node, [&](FileRecord& record) {
-    if (record.standing(version_of(*attr), now_ns()) == FileRecord::Standing::kStale) record.clear();
+    if (record.standing(version_of(*attr), now_ns(), FileRecord::Writers::kPerhaps) == FileRecord::Standing::kStale) record.clear();
   });
   return {};
 }

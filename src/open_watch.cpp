@@ -1,5 +1,6 @@
 // Who else has a file open: our count of handles against the kernel's, which a lease tells; and what happens when a
 // lease breaks. Part of OpenFiles, while the file is busy.
+#include <algorithm>
 #include <thread>
 
 #include "open_file_state.h"
@@ -22,7 +23,7 @@ constexpr auto kPoll = std::chrono::microseconds(100);
 
 // Asks for a lease. It counts as held before it is, so that a break that comes at once finds it.
 LeaseKeeper::Answer OpenFiles::take_lease(File& file, LeaseKeeper::Answer (LeaseKeeper::*ask)(int)) {
-  if (!leases_) return LeaseKeeper::Answer::kUnsupported;
+  if (!leases_ || file.kind == FileSystemKind::kForeign) return LeaseKeeper::Answer::kUnsupported;
   bool had = false;
   {
     const Lock lock(mutex_);
@@ -70,8 +71,8 @@ OpenFiles::Writers OpenFiles::find_writers(File& file) {
     std::uint32_t tracked = 0;
     bool mapped = false, outlived = false;
     {
+      if (is_leased(file)) return Writers::kNone;
       const Lock lock(mutex_);
-      if (file.leased) return Writers::kNone;
       tracked = file.writers;
       mapped = file.backing_id > 0 && file.writable;
       outlived = file.outlived;
@@ -154,61 +155,137 @@ void OpenFiles::note_writer_beside(File& file, bool is_read) {
     emit = is_read && record.take_tomtou();
     record.was_written_beside();
   });
-  if (emit) (void)store_violation(file, Violation::kToMToU, Requester{}, table_.path_of(file.node, 0));
+  if (!emit || store_violation(file, Violation::kToMToU, Requester{}, table_.path_of(file.node, 0))) return;
+  bool first = false;
+  cache_.with(file.node, [&](FileRecord& record) { first = record.owe_violation(); });
+  if (first) ++owed_violations_;
 }
 
-void OpenFiles::on_break(int fd) {
-  std::vector<std::pair<File*, bool>> files;  // and whether it is ours to leave busy
+// A violation that could not be logged when it happened: nobody opens the file before it is.
+Status OpenFiles::log_owed_violation(File& file) {
+  if (owed_violations_ == 0) return {};
+  bool owed = false;
+  cache_.with_existing(file.node, [&](FileRecord& record) { owed = record.owes_violation(); });
+  if (!owed) return {};
+  if (auto stored = store_violation(file, Violation::kToMToU, Requester{}, table_.path_of(file.node, 0)); !stored) return stored;
+  cache_.with(file.node, [](FileRecord& record) { record.paid_violation(); });
+  --owed_violations_;
+  return {};
+}
+
+// All that was reported of writers outside the mount until now. REQUIRES: the lease was taken before.
+std::optional<std::uint64_t> OpenFiles::take_reports(const File& file) {
+  if (file.kind == FileSystemKind::kConstant) return 0;
+  TreeWatch* const watch = kernel_.watch();
+  const auto reports = watch != nullptr ? watch->take_reports(file.device) : std::nullopt;
+  if (!reports) writers_unreported_ = true;
+  return reports;
+}
+
+FileRecord::Writers OpenFiles::writers_since(const File& file, const FileRecord& record) const {
+  if (!file.reports) return FileRecord::Writers::kPerhaps;
+  if (file.kind == FileSystemKind::kConstant) return FileRecord::Writers::kNoneSince;
+  const std::uint64_t last = kernel_.watch()->last_report_of(file.inode);
+  return last <= record.checked_up_to() ? FileRecord::Writers::kNoneSince : FileRecord::Writers::kPerhaps;
+}
+
+// ---- leases that somebody breaks ----
+
+// Whether a lease stands. Asks the kernel if breaks may have come that the keeper's thread has not noted: a lease that was
+// being broken for long enough is gone, and whoever broke it may be writing.
+// REQUIRES: busy is ours, the mutex is not held.
+bool OpenFiles::is_leased(File& file) {
   {
     const Lock lock(mutex_);
-    const auto take = [&](File* file) {
-      if (!file || !file->leased) return;
+    if (!file.leased) return false;
+    if (leases_->is_up_to_date() || LeaseKeeper::stands(file.anchor.get())) return true;
+    file.leased = false;
+    file.broken = true;
+  }
+  wait_for_releases({{&file, false}});
+  end_lease(file);
+  return false;
+}
+
+// Every lease that is being broken counts as gone before anything else is done about one of them.
+void OpenFiles::on_breaks(LeaseKeeper::Breaks breaks) {
+  std::vector<Broken> unread, read;
+  {
+    const Lock lock(mutex_);
+    const auto take = [&](std::size_t fd) {
+      File* const file = fd < by_fd_.size() ? by_fd_[fd] : nullptr;
+      // The signal may be late, and the number another file's by now.
+      if (!file || !file->leased || LeaseKeeper::stands(static_cast<int>(fd))) return;
       file->leased = false;
       ++file->pins;
-      files.emplace_back(file, !file->busy);
+      const bool may_be_read = file->readers > 0 || file->being_read || file->may_be_mapped();
+      (may_be_read ? read : unread).push_back({file, !file->busy});
       file->broken = file->busy;  // the one at work sees it when it is done
       file->busy = true;
       unlist(*file);
     };
-    if (fd >= 0) {
-      if (static_cast<std::size_t>(fd) < by_fd_.size()) take(by_fd_[static_cast<std::size_t>(fd)]);
+    if (breaks) {
+      for (const int fd : *breaks) take(static_cast<std::size_t>(fd));
     } else {
-      for (File* const file : by_fd_) take(file);
+      for (std::size_t fd = 0; fd < by_fd_.size(); ++fd) take(fd);
     }
   }
-  for (const auto& [file, ours] : files) {
-    break_lease(*file);
-    Lock lock(mutex_);
-    --file->pins;
-    if (ours) {
-      leave_busy(*file, lock);
-    } else if (!file->busy) {
-      file->busy = true;  // it could not rest while we had it
-      leave_busy(*file, lock);
-    }
+  for (const Broken& one : unread) {
+    end_lease(*one.file);
+    rest(one);
+  }
+  if (!read.empty()) breaks_.post([this, broken = std::move(read)] { settle_breaks(broken); });
+}
+
+void OpenFiles::settle_breaks(const std::vector<Broken>& broken) {
+  wait_for_releases(broken);
+  for (const Broken& one : broken) {
+    bool is_armed = false;
+    cache_.with_existing(one.file->node, [&](FileRecord& record) { is_armed = record.may_emit_tomtou(); });
+    const auto end = [this, one] {
+      end_lease(*one.file);
+      rest(one);
+    };
+    is_armed ? violations_.post(end) : end();
   }
 }
 
-// Somebody beside us wants to write and is held by our lease: the violation first, then let go.
-// The file is pinned, and busy: ours, or an open's that looks at `broken` when it is done.
-void OpenFiles::break_lease(File& file) {
+// Once for all of them: until no RELEASE can be under way that would make one of them unread.
+void OpenFiles::wait_for_releases(const std::vector<Broken>& broken) {
+  const auto start = std::chrono::steady_clock::now();
+  const auto waits = [&] {
+    const Lock lock(mutex_);
+    return std::any_of(broken.begin(), broken.end(), [](const Broken& one) { return one.file->readers > 0 && !one.file->mapped; });
+  };
+  while (waits() && !releases_are_in() && !has_waited_for_releases(start)) {
+  }
+}
+
+// Somebody beside us wants to write and is held by our lease, or was until the kernel took it away: the violation first, then
+// let go. The file is busy: ours; or pinned, and an open's that looks at `broken` when it is done.
+void OpenFiles::end_lease(File& file) {
   bool open_here = false;
   {
-    Lock lock(mutex_);
-    const auto start = std::chrono::steady_clock::now();
-    while (file.readers > 0 && !file.mapped) {
-      lock.unlock();
-      const bool over = releases_are_in() || has_waited_for_releases(start);
-      lock.lock();
-      if (over) break;
-    }
+    const Lock lock(mutex_);
     open_here = file.readers > 0 || file.being_read || file.mapped;
     file.mapped = file.unsure = false;
   }
   note_writer_beside(file, open_here);
-  leases_->drop(file.anchor.get());
+  LeaseKeeper::drop(file.anchor.get());
   cache_.with(file.node, [](FileRecord& record) { record.stop_watching(now_ns()); });
   if (open_here && file.backing_id == 0) kernel_.drop_page_cache(file.node);
+}
+
+void OpenFiles::rest(const Broken& broken) {
+  File& file = *broken.file;
+  Lock lock(mutex_);
+  --file.pins;
+  if (broken.is_ours) {
+    leave_busy(file, lock);
+  } else if (!file.busy) {
+    file.busy = true;  // it could not rest while we had it
+    leave_busy(file, lock);
+  }
 }
 
 void OpenFiles::on_tick() {

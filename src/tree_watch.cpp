@@ -15,9 +15,11 @@
 #include <cstring>
 #include <mutex>
 #include <optional>
+#include <span>
 #include <string_view>
 #include <thread>
 #include <unordered_map>
+#include <utility>
 #include <vector>
 
 #include "imafs/posix_file.h"
@@ -29,6 +31,10 @@ namespace {
 using Clock = std::chrono::steady_clock;
 constexpr std::chrono::seconds kSettling{1};
 constexpr std::chrono::milliseconds kBehind{200};
+
+constexpr std::size_t kLargestEvent = 1024;           // a name of 255 bytes and two file handles of 128
+constexpr std::size_t kMostBacklog = 4 * 1024 * 1024;
+constexpr unsigned kSlotBits = 17;                    // 1 MiB
 
 constexpr std::uint64_t kNameEvents = FAN_CREATE | FAN_DELETE | FAN_MOVED_FROM | FAN_MOVED_TO;
 constexpr std::uint64_t kWriteEvents = FAN_MODIFY | FAN_CLOSE_WRITE;
@@ -64,16 +70,18 @@ std::optional<ino_t> number_in(std::string_view handle, int handle_type, unsigne
 class Watch final : public TreeWatch {
  public:
   explicit Watch(Listener listener) : listener_(std::move(listener)) {}
-  ~Watch() override {
+  ~Watch() override { stop(); }
+
+  void stop() override {
     stopping_ = true;
     const std::uint64_t one = 1;
-    if (::write(stop_.get(), &one, sizeof one) == sizeof one && thread_.joinable()) thread_.join();
+    if (thread_.joinable() && ::write(wake_.get(), &one, sizeof one) == sizeof one) thread_.join();
   }
 
   bool begin(BackingTree& tree) {
     events_.reset(::fanotify_init(FAN_CLASS_NOTIF | FAN_CLOEXEC | FAN_NONBLOCK | FAN_REPORT_FID | FAN_REPORT_DFID_NAME, O_RDONLY));
-    stop_.reset(::eventfd(0, EFD_CLOEXEC));
-    if (!events_ || !stop_) return false;
+    wake_.reset(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
+    if (!events_ || !wake_) return false;
     for (std::uint16_t mount = 0; mount < tree.mounts(); ++mount) add(tree, mount);
     if (systems_.empty()) return false;
     thread_ = std::thread([this] { run(); });
@@ -81,14 +89,21 @@ class Watch final : public TreeWatch {
   }
 
   bool is_settled(dev_t device, ino_t inode) const override {
-    const auto covers = [&](const System& system) { return system.device == device; };
-    if (std::none_of(systems_.begin(), systems_.end(), covers)) return false;
+    if (!covers(device)) return false;
     if (lost_) return false;
     if (!any_restless_) return true;
     const std::lock_guard lock(mutex_);
     const auto found = restless_.find(Inode{device, inode});
     return found == restless_.end() || found->second < Clock::now();
   }
+
+  std::optional<std::uint64_t> take_reports(dev_t device) override {
+    if (!covers(device)) return std::nullopt;
+    read_reports();
+    return reports_;
+  }
+
+  std::uint64_t last_report_of(ino_t inode) const override { return std::max<std::uint64_t>(all_written_, written_[slot_of(inode)]); }
 
  private:
   struct System {
@@ -105,6 +120,12 @@ class Watch final : public TreeWatch {
     UniqueFd fd;
     Clock::time_point until;
   };
+
+  bool covers(dev_t device) const {
+    return std::any_of(systems_.begin(), systems_.end(), [&](const System& system) { return system.device == device; });
+  }
+
+  static std::size_t slot_of(ino_t inode) { return static_cast<std::size_t>(inode * 0x9e3779b97f4a7c15ULL >> (64 - kSlotBits)); }
 
   void add(BackingTree& tree, std::uint16_t mount) {
     const int root = tree.root_of(mount);
@@ -125,47 +146,102 @@ class Watch final : public TreeWatch {
   }
 
   void run() {
-    std::array<struct pollfd, 2> watched{{{stop_.get(), POLLIN, 0}, {events_.get(), POLLIN, 0}}};
-    alignas(struct fanotify_event_info_fid) std::array<char, 64 * 1024> buffer{};
+    std::array<struct pollfd, 2> watched{{{wake_.get(), POLLIN, 0}, {events_.get(), POLLIN, 0}}};
+    std::vector<char> events;
     while (!stopping_) {
       (void)::poll(watched.data(), watched.size(), any_restless_ ? 1000 : -1);
+      std::uint64_t woken = 0;
+      (void)!::read(wake_.get(), &woken, sizeof woken);
       // Many events, few awakenings: what the tree's own users do comes here too.
-      (void)::poll(watched.data(), 1, static_cast<int>(lost_ ? kSettling / std::chrono::milliseconds(1) : kDelay.count()));
-      const auto start = Clock::now();
-      bool behind = false;
+      if (!stopping_) (void)::poll(watched.data(), 1, static_cast<int>(lost_ ? kSettling / std::chrono::milliseconds(1) : kDelay.count()));
       lost_ = false;
-      for (;;) {
-        const ssize_t size = ::read(events_.get(), buffer.data(), buffer.size());
-        if (size <= 0) break;
-        // Somebody fills the disk: to know that something changed is soon, to know what is not.
-        behind = behind || Clock::now() - start > kBehind;
-        if (behind) continue;
-        struct fanotify_event_metadata head {};  // a copy: it wants 8 bytes of alignment, and an event begins at any 4
-        for (ssize_t at = 0; size - at >= static_cast<ssize_t>(sizeof head); at += head.event_len) {
-          std::memcpy(&head, buffer.data() + at, sizeof head);
-          if (!FAN_EVENT_OK(&head, size - at)) break;
-          take(head, buffer.data() + at);
-        }
+      read_reports();
+      bool dropped = false;
+      {
+        const std::lock_guard lock(reading_);
+        events.swap(backlog_);
+        backlog_.clear();
+        dropped = std::exchange(backlog_is_cut_, false);
       }
-      if (behind) lose();
+      if (dropped || !take_all(events)) lose();
       directories_.clear();
       settle();
+    }
+  }
+
+  // Moves what the kernel has reported to the backlog, and notes at once which inodes may have been written.
+  void read_reports() {
+    const std::lock_guard lock(reading_);
+    const bool was_empty = backlog_.empty();
+    for (bool more = true; more;) {
+      if (backlog_.size() > kMostBacklog) {
+        backlog_.clear();
+        backlog_is_cut_ = true;
+      }
+      const ssize_t size = ::read(events_.get(), buffer_.data(), buffer_.size());
+      if (size <= 0) break;
+      const std::span<const char> events(buffer_.data(), static_cast<std::size_t>(size));
+      each_event(events, [this](const auto& head, const char* event) { note_write(head, event); });
+      backlog_.insert(backlog_.end(), events.begin(), events.end());
+      more = events.size() > buffer_.size() - kLargestEvent;  // or the queue was empty a moment ago
+    }
+    const std::uint64_t one = 1;
+    if (was_empty && !backlog_.empty()) (void)!::write(wake_.get(), &one, sizeof one);
+  }
+
+  // Also what we wrote ourselves: the tree may show one file at two places.
+  // REQUIRES: reading_ is held.
+  void note_write(const struct fanotify_event_metadata& head, const char* event) {
+    if ((head.mask & FAN_Q_OVERFLOW) != 0) all_written_ = ++reports_;
+    if ((head.mask & kWriteEvents) == 0) return;
+    each_info(head, event, [&](const struct fanotify_event_info_fid& info) {
+      if (info.hdr.info_type != FAN_EVENT_INFO_TYPE_FID) return;
+      const auto number = number_of(info);
+      ++reports_;
+      (number ? written_[slot_of(*number)] : all_written_) = reports_.load();
+    });
+  }
+
+  // False: it takes too long. Somebody fills the disk: to know that something changed is soon, to know what is not.
+  bool take_all(std::span<const char> events) {
+    const auto start = Clock::now();
+    bool behind = false;
+    each_event(events, [&](const struct fanotify_event_metadata& head, const char* event) {
+      behind = behind || Clock::now() - start > kBehind;
+      if (!behind) take(head, event);
+    });
+    return !behind;
+  }
+
+  template <class Use>
+  static void each_event(std::span<const char> events, Use&& use) {
+    struct fanotify_event_metadata head {};  // a copy: it wants 8 bytes of alignment, and an event begins at any 4
+    for (std::size_t at = 0; events.size() - at >= sizeof head; at += head.event_len) {
+      std::memcpy(&head, events.data() + at, sizeof head);
+      if (!FAN_EVENT_OK(&head, static_cast<long>(events.size() - at))) break;
+      use(head, events.data() + at);
+    }
+  }
+
+  template <class Use>
+  static void each_info(const struct fanotify_event_metadata& head, const char* event, Use&& use) {
+    const char* at = event + head.metadata_len;
+    const char* const end = event + head.event_len;
+    while (end - at >= static_cast<std::ptrdiff_t>(sizeof(struct fanotify_event_info_header))) {
+      const auto& info = *reinterpret_cast<const struct fanotify_event_info_fid*>(at);
+      if (info.hdr.len < sizeof info.hdr) return;
+      use(info);
+      at += info.hdr.len;
     }
   }
 
   void take(const struct fanotify_event_metadata& head, const char* event) {
     if ((head.mask & FAN_Q_OVERFLOW) != 0) lose();
     if (head.pid == self_) return;
-    const char* at = event + head.metadata_len;
-    const char* const end = event + head.event_len;
-    while (end - at >= static_cast<std::ptrdiff_t>(sizeof(struct fanotify_event_info_header))) {
-      const auto& header = *reinterpret_cast<const struct fanotify_event_info_header*>(at);
-      if (header.len < sizeof header) return;
-      const auto& info = *reinterpret_cast<const struct fanotify_event_info_fid*>(at);
-      if (header.info_type == FAN_EVENT_INFO_TYPE_DFID_NAME && (head.mask & kNameEvents) != 0) name_changed(info);
-      if (header.info_type == FAN_EVENT_INFO_TYPE_FID && (head.mask & (FAN_ATTRIB | kWriteEvents)) != 0) inode_changed(info, head.mask);
-      at += header.len;
-    }
+    each_info(head, event, [&](const struct fanotify_event_info_fid& info) {
+      if (info.hdr.info_type == FAN_EVENT_INFO_TYPE_DFID_NAME && (head.mask & kNameEvents) != 0) name_changed(info);
+      if (info.hdr.info_type == FAN_EVENT_INFO_TYPE_FID && (head.mask & (FAN_ATTRIB | kWriteEvents)) != 0) inode_changed(info, head.mask);
+    });
   }
 
   // Nothing is believed for long until it is known again what changes.
@@ -182,6 +258,19 @@ class Watch final : public TreeWatch {
 
   static const struct file_handle& handle_of(const struct fanotify_event_info_fid& info) {
     return *reinterpret_cast<const struct file_handle*>(info.handle);
+  }
+
+  // The inode number of a file that was written, without asking the file system.
+  std::optional<ino_t> number_of(const struct fanotify_event_info_fid& info) const {
+    const System* const system = system_of(info);
+    if (system == nullptr) return std::nullopt;
+    const struct file_handle& handle = handle_of(info);
+    if (system->numbered) return number_in({reinterpret_cast<const char*>(handle.f_handle), handle.handle_bytes}, handle.handle_type, system->type);
+    // struct btrfs_fid, fs/btrfs/export.h: the number, then the subvolume's. A number alone is enough to suspect.
+    ino_t number = 0;
+    if (system->type != BTRFS_SUPER_MAGIC || handle.handle_bytes < sizeof number) return std::nullopt;
+    std::memcpy(&number, handle.f_handle, sizeof number);
+    return number;
   }
 
   // What an event is about, without asking the file system.
@@ -260,11 +349,20 @@ class Watch final : public TreeWatch {
   const Listener listener_;
   const pid_t self_ = ::getpid();
   UniqueFd events_;
-  UniqueFd stop_;
+  UniqueFd wake_;  // of the watch's thread: its end, or a backlog that another thread has read
   std::vector<System> systems_;  // constant once begun
   // Of the watch's thread.
   std::vector<Ignored> ignored_;
   std::unordered_map<std::string, std::optional<Inode>> directories_;  // of the events at hand, by file system and handle
+
+  std::mutex reading_;            // what is read of events_ is in backlog_, and noted in written_
+  alignas(struct fanotify_event_info_fid) std::array<char, 64 * 1024> buffer_{};  // guarded by reading_
+  std::vector<char> backlog_;     // guarded by reading_: events that the watch's thread has not looked at
+  bool backlog_is_cut_ = false;   // guarded by reading_: it became too large
+  // Changed under reading_: the number of the last report, of the last one that may have been anybody's, and for each group of
+  // inodes of the last one that was of one of them. Groups are fixed: memory does not grow with what is written.
+  std::atomic<std::uint64_t> reports_{0}, all_written_{0};
+  std::vector<std::atomic<std::uint64_t>> written_ = std::vector<std::atomic<std::uint64_t>>(std::size_t{1} << kSlotBits);
 
   mutable std::mutex mutex_;
   std::unordered_map<Inode, Clock::time_point, HashInode> restless_;  // guarded by mutex_: changed, until when

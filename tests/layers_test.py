@@ -12,7 +12,7 @@ BELOW = {'core': set(), 'tpm': {'core'}, 'fs': {'core'}, 'app': {'core', 'tpm', 
 HEADERS = {
     'core': {'check.h', 'guarded.h', 'result.h', 'unique_fd.h', 'worker_pool.h', 'pcr_extender.h', 'reaper.h'},
     'tpm': {'tpm_connection.h'},
-    'fs': {'absent_names.h', 'path_cache.h'},
+    'fs': {'absent_names.h', 'file_system_kind.h', 'path_cache.h'},
     'app': {'exit_code.h', 'version.h'},
 }
 

@@ -6,6 +6,7 @@ namespace imafs {
 namespace {
 
 using Standing = FileRecord::Standing;
+constexpr auto kNoneSince = FileRecord::Writers::kNoneSince;
 
 constexpr std::int64_t kMilli = 1'000'000;
 constexpr std::int64_t kSecond = 1000 * kMilli;
@@ -31,28 +32,25 @@ FileRecord measured(const FileVersion& version, std::int64_t until) {
 }  // namespace
 
 TEST_CASE("equal times say that nothing changed only if the last change was not just now") {
-  CHECK(measured(changed_at(kNow - kSecond), kNow).standing(changed_at(kNow - kSecond), kNow) == Standing::kCurrent);
-  CHECK(measured(changed_at(kNow - 10 * kMilli), kNow).standing(changed_at(kNow - 10 * kMilli), kNow) ==
-        Standing::kSuspect);
+  CHECK(measured(changed_at(kNow - kSecond), kNow).standing(changed_at(kNow - kSecond), kNow, kNoneSince) == Standing::kCurrent);
+  CHECK(measured(changed_at(kNow - 10 * kMilli), kNow).standing(changed_at(kNow - 10 * kMilli), kNow, kNoneSince) == Standing::kSuspect);
   // Later the same: when we stopped watching counts, not when we ask.
-  CHECK(measured(changed_at(kNow - 10 * kMilli), kNow).standing(changed_at(kNow - 10 * kMilli), kNow + kSecond) ==
-        Standing::kSuspect);
+  CHECK(measured(changed_at(kNow - 10 * kMilli), kNow).standing(changed_at(kNow - 10 * kMilli), kNow + kSecond, kNoneSince) == Standing::kSuspect);
 }
 
 TEST_CASE("a clock of whole seconds proves nothing for two of them") {
   const FileVersion version = changed_at(kNow - kNow % kSecond);
-  CHECK(measured(version, kNow + kSecond).standing(version, kNow + kSecond) == Standing::kSuspect);
-  CHECK(measured(version, kNow + 3 * kSecond).standing(version, kNow + 3 * kSecond) == Standing::kCurrent);
+  CHECK(measured(version, kNow + kSecond).standing(version, kNow + kSecond, kNoneSince) == Standing::kSuspect);
+  CHECK(measured(version, kNow + 3 * kSecond).standing(version, kNow + 3 * kSecond, kNoneSince) == Standing::kCurrent);
 }
 
 TEST_CASE("a clock that was set back proves nothing") {
   const FileVersion version = changed_at(kNow - 10 * kSecond);
   const FileRecord record = measured(version, kNow);
-  CHECK(record.standing(version, kNow + 1) == Standing::kCurrent);
-  CHECK(record.standing(version, kNow - kSecond) == Standing::kSuspect);
+  CHECK(record.standing(version, kNow + 1, kNoneSince) == Standing::kCurrent);
+  CHECK(record.standing(version, kNow - kSecond, kNoneSince) == Standing::kSuspect);
   // Changes that were made before it was set back lie in the future: the version is younger than the watch.
-  CHECK(measured(changed_at(kNow + 3600 * kSecond), kNow).standing(changed_at(kNow + 3600 * kSecond), kNow) ==
-        Standing::kSuspect);
+  CHECK(measured(changed_at(kNow + 3600 * kSecond), kNow).standing(changed_at(kNow + 3600 * kSecond), kNow, kNoneSince) == Standing::kSuspect);
 }
 
 TEST_CASE("what is only suspected stays measured if the digest is the same") {
@@ -67,11 +65,25 @@ TEST_CASE("mtime put back: ctime tells, and after a writer it is a write") {
   FileRecord record = measured(changed_at(kNow - kSecond), kNow);
   FileVersion touched = changed_at(kNow - kSecond);
   touched.ctime_ns = kNow + kMilli;
-  CHECK(record.standing(touched, kNow + kSecond) == Standing::kSuspect);
+  CHECK(record.standing(touched, kNow + kSecond, kNoneSince) == Standing::kSuspect);
   record.was_open_for_write();
-  CHECK(record.standing(touched, kNow + kSecond) == Standing::kStale);
+  CHECK(record.standing(touched, kNow + kSecond, kNoneSince) == Standing::kStale);
   touched.mtime_ns += kMilli;
-  CHECK(measured(changed_at(kNow - kSecond), kNow).standing(touched, kNow + kSecond) == Standing::kStale);
+  CHECK(measured(changed_at(kNow - kSecond), kNow).standing(touched, kNow + kSecond, kNoneSince) == Standing::kStale);
+}
+
+TEST_CASE("equal times prove nothing after a writer, nor where none would have been reported") {
+  const FileVersion version = changed_at(kNow - kSecond);
+  CHECK(measured(version, kNow).standing(version, kNow, FileRecord::Writers::kPerhaps) == Standing::kSuspect);
+  FileRecord record = measured(version, kNow);
+  record.was_open_for_write();
+  CHECK(record.standing(version, kNow, kNoneSince) == Standing::kSuspect);
+  record.did_hash(digest_of("content"), version);
+  CHECK(record.is_measured_in(10, 0));  // in silence
+  CHECK(record.standing(version, kNow, kNoneSince) == Standing::kCurrent);
+  record.was_written_beside();
+  record.did_hash(digest_of("stored into a mapping"), version);
+  CHECK_FALSE(record.is_measured_in(10, 0));
 }
 
 TEST_CASE("a record of an earlier log measures nothing in this one") {

@@ -19,7 +19,7 @@ namespace imafs {
 // A number that stands for one inode for as long as it is known, and for no other one ever.
 using FileId = std::uint64_t;
 
-// 88 bytes: there may be a million of them.
+// 96 bytes: there may be a million of them.
 class FileRecord {
  public:
   enum class Standing {
@@ -29,8 +29,16 @@ class FileRecord {
     kStale,    // written to: hash and log anew, also under a new name
   };
 
-  // How the record stands now that the file has `version` and nobody can be writing to it.
-  Standing standing(const FileVersion& version, std::int64_t now_ns) const;
+  // How the record stands now that the file has `version` and nobody can be writing to it. Times are a hint, never a proof:
+  // they can say that the content moved. That it did not is known only if `writers` says so.
+  enum class Writers {
+    kNoneSince,  // since checked_up_to() nobody outside the mount had it open for writing
+    kPerhaps,    // somebody had, or nothing would have told us
+  };
+  Standing standing(const FileVersion& version, std::int64_t now_ns, Writers writers) const;
+  // The last report of writers outside the mount (TreeWatch::take_reports) that this record is later than.
+  std::uint64_t checked_up_to() const { return checked_up_to_; }
+  void was_checked_up_to(std::uint64_t report) { checked_up_to_ = report; }
   // `log`: MeasurementLog::generation(); what an earlier log holds is not measured in this one.
   bool is_measured_in(std::uint32_t pcr, std::uint32_t log) const {
     return hashed_ && log_ == log && (measured_pcrs_ >> (pcr & 63) & 1) != 0;
@@ -52,7 +60,7 @@ class FileRecord {
   void attributes_changed(const FileVersion& version) { if (hashed_) version_ = version; }
   // utimes through the mount: an mtime that differs is no sign of a write any more.
   void times_were_set() { times_set_ = true; }
-  // Somebody had it open for writing: the version decides, and a moved one is a write.
+  // Somebody had it open for writing: it is hashed again, and a version that moved is a write.
   void was_open_for_write() { had_writer_ = true; }
   void was_written_beside() { had_writer_ = true; }
   // Somebody writes beside us, or a writable mapping lives on: no version proves anything.
@@ -65,6 +73,10 @@ class FileRecord {
   bool may_emit_tomtou() const { return may_emit_tomtou_; }
   bool take_tomtou() { return std::exchange(may_emit_tomtou_, false); }
   bool take_open_writers() { return !std::exchange(open_writers_emitted_, true); }
+  // One that could not be logged. True: the first.
+  bool owe_violation() { return !std::exchange(owes_violation_, true); }
+  bool owes_violation() const { return owes_violation_; }
+  void paid_violation() { owes_violation_ = false; }
   bool has_emitted_open_writers() const { return open_writers_emitted_; }
   // Our descriptor of it was given up, for others; told once.
   void gave_up_descriptor() { given_up_ = true; }
@@ -75,6 +87,7 @@ class FileRecord {
   std::array<std::uint8_t, 32> digest_{};  // its first bytes: told apart, not logged
   FileVersion version_;
   std::int64_t watched_until_ns_ = 0;
+  std::uint64_t checked_up_to_ = 0;
   std::uint64_t measured_pcrs_ = 0;
   std::uint32_t log_ = 0;
   HashAlgorithm algorithm_ = HashAlgorithm::kSha256;
@@ -85,6 +98,7 @@ class FileRecord {
   bool may_emit_tomtou_ = false;
   bool open_writers_emitted_ = false;
   bool given_up_ = false;
+  bool owes_violation_ = false;
 };
 
 class MeasureCache {

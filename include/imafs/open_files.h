@@ -24,6 +24,7 @@
 #include "imafs/measure_cache.h"
 #include "imafs/measure_gate.h"
 #include "imafs/reaper.h"
+#include "imafs/tree_watch.h"
 #include "imafs/unique_fd.h"
 #include "imafs/worker_pool.h"
 
@@ -50,11 +51,16 @@ class OpenFiles {
     std::function<void(NodeId)> drop_attributes;  // at once; among them the size, which ends a cached read
     // How many requests are on their way to us or in work; nothing if that cannot be learnt.
     std::function<std::optional<unsigned>()> requests;
+    // Who reports writers outside the mount; null: nobody.
+    std::function<TreeWatch*()> watch;
   };
   // What is not as it should be, for status. Counters only grow.
   struct Health {
     bool leases_unsupported = false;       // some file could not be watched
     bool passthrough_unsupported = false;  // some file is served through the daemon
+    bool layers_unwatched = false;         // some file may be written below us without a trace: hashed at each open
+    bool writers_unreported = false;       // some file is hashed again whenever no lease was kept on it
+    std::uint64_t owed_violations = 0;     // files whose violation could not be logged yet: not opened until it is
     std::uint64_t files = 0, open = 0, leased = 0;
     std::uint64_t measured = 0, cache_hits = 0, hashed_bytes = 0, inline_hashes = 0;
   };
@@ -158,12 +164,20 @@ class OpenFiles {
   void set_writable(File& file, bool writable, const Lock& lock);
 
   // The lease thread's (open_watch.cpp).
-  void on_break(int fd);
-  void break_lease(File& file);
+  struct Broken;
+  void on_breaks(LeaseKeeper::Breaks breaks);
+  void settle_breaks(const std::vector<Broken>& broken);
+  void wait_for_releases(const std::vector<Broken>& broken);
+  void end_lease(File& file);
+  void rest(const Broken& broken);
+  bool is_leased(File& file);
   void on_tick();
   bool drop_lease(File& file);  // whether there was one
   void watch_readers_again(File& file);
   void note_writer_beside(File& file, bool is_read);
+  Status log_owed_violation(File& file);
+  std::optional<std::uint64_t> take_reports(const File& file);
+  FileRecord::Writers writers_since(const File& file, const FileRecord& record) const;
 
   // One open (open_measure.cpp, open_collect.cpp, open_watch.cpp). The file is busy, and ours.
   void run(std::unique_ptr<Opening> opening);
@@ -210,9 +224,15 @@ class OpenFiles {
   std::atomic<std::uint64_t> opens_begun_{0}, opens_ended_{0};  // ended: about to be answered
   std::atomic<bool> leases_unsupported_{false};
   std::atomic<bool> passthrough_unsupported_{false};
+  std::atomic<bool> layers_unwatched_{false}, writers_unreported_{false};
+  std::atomic<std::uint64_t> owed_violations_{0};
   std::atomic<std::uint64_t> measured_{0}, cache_hits_{0}, hashed_bytes_{0};
 
   WorkerPool pool_;
+  // What is left to do about broken leases: waiting for RELEASEs, which is short, and logging violations, for which a TPM may
+  // have to be waited for. Each has a thread of its own, so that neither keeps the keeper's from noting the next breaks.
+  WorkerPool breaks_{1};
+  WorkerPool violations_{1};
   std::unique_ptr<LeaseKeeper> leases_;  // null: not wanted
 };
 
