@@ -58,7 +58,7 @@ class TreeOps {
   Status rename(NodeId parent, const char* name, NodeId new_parent, const char* new_name, unsigned flags, const Caller& caller);
 
   // A new file, and the descriptor it was made with (for OpenFiles::Request::created). EEXIST: it was
-  // there already, also without O_EXCL.
+  // there already, also without O_EXCL; what is there is never opened.
   struct Made {
     Found found;
     UniqueFd fd;
