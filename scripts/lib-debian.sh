@@ -100,3 +100,13 @@ build_peers() {
   done
   return 1
 }
+
+# clean_debian SUITE DIRECTORY: a debootstrap of that suite, made if it is not there, from this machine's own mirror.
+clean_debian() {
+  [ ! -d "$2" ] || return 0
+  command -v debootstrap >/dev/null || apt-get -qq install -y --no-install-recommends debootstrap >/dev/null
+  rm -rf --one-file-system "$2.new"
+  debootstrap --variant=minbase --include=ca-certificates,mount "$1" "$2.new" "$(debian_mirrors | grep -v security | head -n 1)" >"$2.log" 2>&1 ||
+    { tail "$2.log" >&2; return 1; }
+  mv "$2.new" "$2"
+}

@@ -4,11 +4,10 @@
 import os
 import shutil
 import subprocess
-import sys
 import tempfile
 import unittest
 
-from mounting import IMAFS, Mount, need_mounts, program_for_users, run_tests
+from mounting import IMAFS, Mount, in_private_mounts, program_for_users, run_tests
 
 OVERRIDE = '/etc/imafs/default.policy'
 AS_NOBODY = ['setpriv', '--reuid', 'nobody', '--regid', 'nogroup', '--clear-groups']
@@ -126,10 +125,7 @@ class DefaultPolicy(unittest.TestCase):
 
 
 if __name__ == '__main__':
-    need_mounts()
-    if os.environ.get('IMAFS_POLICY_NAMESPACE') != '1':
-        os.environ['IMAFS_POLICY_NAMESPACE'] = '1'
-        os.execvp('unshare', ['unshare', '--mount', '--propagation', 'private', sys.executable, *sys.argv])
+    in_private_mounts()
     with tempfile.TemporaryDirectory(prefix='imafs-e2e-') as etc:
         subprocess.run(['cp', '-a', '/etc/.', etc], check=True)
         subprocess.run(['mount', '--bind', etc, '/etc'], check=True)

@@ -5,6 +5,7 @@ or, for a part of a test, by skip_part(). Each prints a line "skipped: ...", whi
 """
 import contextlib
 import ctypes
+import errno
 import glob
 import hashlib
 import json
@@ -21,7 +22,8 @@ import unittest
 
 SKIPPED = 77  # exit status: ctest counts it as "Skipped"
 CAP_SYS_ADMIN = 21
-CLONE_NEWUSER = 0x10000000
+CLONE_NEWNS, CLONE_NEWUSER = 0x20000, 0x10000000
+MS_REC, MS_PRIVATE = 0x4000, 0x40000
 
 
 
@@ -35,9 +37,9 @@ def others_may_enter(directory):
 
 
 def scratch_place():
-    """TMPDIR; another place where root's own is closed to the plain users who call what tests make there."""
+    """TMPDIR; another place where it is closed to the plain users who call what tests make there, or has blanks, which no LD_PRELOAD may have."""
     first = os.path.realpath(tempfile.gettempdir())
-    return next((place for place in (first, '/var/tmp', '/tmp') if os.path.isdir(place) and others_may_enter(place)), first)
+    return next((place for place in (first, '/var/tmp', '/tmp') if os.path.isdir(place) and ' ' not in place and others_may_enter(place)), first)
 
 
 # What a test sees must not depend on who started it: files have the modes that are asked for, messages are in English, and
@@ -95,6 +97,36 @@ def need_loop_devices():
     reason = loop_devices_refused()
     if reason:
         skip_all(reason)
+
+
+def private_mounts_refused():
+    """Why a process cannot have mounts of its own, as `imafs run` and bwrap need; empty if it can. In a chroot / is no mount, so nothing
+    can be kept from the machine's mounts, nor can the root be changed."""
+    pid = os.fork()
+    if pid == 0:
+        libc = ctypes.CDLL(None, use_errno=True)
+        made = libc.unshare(CLONE_NEWNS) == 0 and libc.mount(None, b'/', None, MS_REC | MS_PRIVATE, None) == 0
+        os._exit(0 if made else ctypes.get_errno())
+    error = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    if not error:
+        return ''
+    reasons = [f'private mounts are refused here: {os.strerror(error)}' + (' (/ is no mount point: a chroot)' if error == errno.EINVAL else '')]
+    return '; '.join(reason for reason in (*reasons, user_namespaces_refused()) if reason)
+
+
+def need_private_mounts():
+    reason = private_mounts_refused()
+    if reason:
+        skip_all(reason)
+
+
+def in_private_mounts():
+    """Starts this test program again in a mount namespace of its own, if it is not there yet."""
+    need_mounts()
+    need_private_mounts()
+    if os.environ.get('IMAFS_PRIVATE_MOUNTS') != sys.argv[0]:
+        os.environ['IMAFS_PRIVATE_MOUNTS'] = sys.argv[0]
+        os.execvp('unshare', ['unshare', '--mount', '--propagation', 'private', sys.executable, *sys.argv])
 
 
 def need_programs(*names):

@@ -13,7 +13,7 @@ import tempfile
 import time
 import unittest
 
-from mounting import IMAFS, Mount, run_tests
+from mounting import IMAFS, Mount, need_mounts, need_private_mounts, run_tests
 
 MAKEFILE = '''
 objects = one.o two.o three.o
@@ -263,4 +263,6 @@ class Run(unittest.TestCase):
 
 
 if __name__ == '__main__':
+    need_mounts()
+    need_private_mounts()
     run_tests()

@@ -4,10 +4,9 @@ ours, in a mount namespace of our own."""
 import os
 import socket
 import subprocess
-import sys
 import unittest
 
-from mounting import IMAFS, Mount, need_mounts, run_tests
+from mounting import IMAFS, Mount, in_private_mounts, run_tests
 
 JOURNAL = '/run/systemd/journal/socket'
 
@@ -70,8 +69,6 @@ class Service(unittest.TestCase):
 
 
 if __name__ == '__main__':
-    need_mounts()
-    if os.environ.get('IMAFS_SERVICE_NAMESPACE') != '1':
-        os.environ['IMAFS_SERVICE_NAMESPACE'] = '1'
-        os.execvp('unshare', ['unshare', '--mount', '--propagation', 'private', 'sh', '-c', 'mount -t tmpfs none /run && exec "$@"', 'sh', sys.executable, *sys.argv])
+    in_private_mounts()
+    subprocess.run(['mount', '-t', 'tmpfs', 'none', '/run'], check=True)
     run_tests()

@@ -192,22 +192,22 @@ class Completion(unittest.TestCase):
     def complete(self, *words):
         """What a shell offers after each of the lines."""
         done = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True, timeout=60,
-                              env={'PATH': os.path.dirname(IMAFS) + ':' + os.environ['PATH'], 'HOME': '/nonexistent'})
+                              cwd=ROOT, env={'PATH': os.path.dirname(IMAFS) + ':' + os.environ['PATH'], 'HOME': '/nonexistent'})
         return done.stdout.split()
 
     def test_bash(self):
-        source = f'source {ROOT}/conf/completions/imafs.bash; COMP_WORDS=(imafs %s); COMP_CWORD=%d; _imafs; echo "${{COMPREPLY[@]}}"'
+        source = 'source conf/completions/imafs.bash; COMP_WORDS=(imafs %s); COMP_CWORD=%d; _imafs; echo "${COMPREPLY[@]}"'
         for line, place, wanted in (('rep', 1, 'report'), ('verify --pcr', 2, '--pcr-values'), ('run --format sl', 3, 'slsa'), ('policy ex', 2, 'explain')):
             self.assertIn(wanted, self.complete('bash', '-c', source % (line, place)))
 
     def test_fish(self):
         for line, wanted in (('rep', 'report'), ('verify --pcr', '--pcr-values'), ('run --format sl', 'slsa'), ('policy ex', 'explain')):
-            self.assertIn(wanted, self.complete('fish', '--no-config', '-c', f'source {ROOT}/conf/completions/imafs.fish; complete -C "imafs {line}"'))
+            self.assertIn(wanted, self.complete('fish', '--no-config', '-c', f'source conf/completions/imafs.fish; complete -C "imafs {line}"'))
 
     def test_zsh(self):
         for line, wanted in (('rep', 'report'), ('verify --pcr', '--pcr-values'), ('run --format sl', 'slsa'), ('policy ex', 'explain')):
             # A real line editor: type, press tab, print what stands on the line.
-            script = (f'zmodload zsh/zpty; zpty shell zsh -f -i; zpty -w shell "PS1=; fpath=({ROOT}/conf/completions \\$fpath); autoload -U compinit; compinit -u -D; '
+            script = (f'zmodload zsh/zpty; zpty shell zsh -f -i; zpty -w shell "PS1=; fpath=(\\$PWD/conf/completions \\$fpath); autoload -U compinit; compinit -u -D; '
                       f'cat >/dev/null <<<x"; sleep 1; zpty -w -n shell "imafs {line}"$\'\\t\'; sleep 1; zpty -w -n shell $\'\\x01echo \\n\'; sleep 1; '
                       'repeat 50 { zpty -r -t shell text || break; print -r -- $text }')
             self.assertTrue(any(wanted in word for _ in range(3) for word in self.complete('zsh', '-f', '-c', script)), line)

@@ -24,7 +24,7 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.dirname(HERE) + '/e2e')
 
 from interpreter import Interpreter  # noqa: E402
-from mounting import need_loop_devices, need_mounts, skip_all  # noqa: E402
+from mounting import in_private_mounts, need_loop_devices, skip_all  # noqa: E402
 
 MOUNT = '/mnt'
 CONNECTIONS = '/sys/fs/fuse/connections'
@@ -258,13 +258,10 @@ def main(arguments):
     if names == ['--list']:
         print('\n'.join(sorted(name for name in os.listdir(data) if os.path.exists(f'{data}/{name}/ops'))))
         return 0
-    need_mounts()
-    need_loop_devices()
     if not os.path.isdir(MOUNT):
         skip_all(f'there is no {MOUNT}')
-    if os.environ.get('IMAFS_REPLAY_NAMESPACE') != '1':
-        os.environ['IMAFS_REPLAY_NAMESPACE'] = '1'
-        os.execvp('unshare', ['unshare', '--mount', '--propagation', 'private', sys.executable, *sys.argv])
+    in_private_mounts()
+    need_loop_devices()
     # All of this is for this mount namespace only.
     if not os.path.ismount(CONNECTIONS):
         run('mount', '-t', 'fusectl', 'fusectl', CONNECTIONS)
