@@ -7,7 +7,7 @@ import subprocess
 import tempfile
 import unittest
 
-from mounting import IMAFS, Mount, in_private_mounts, program_for_users, run_tests
+from mounting import IMAFS, Mount, in_private_mounts, program_for_users, run_tests, seen_within
 
 OVERRIDE = '/etc/imafs/default.policy'
 AS_NOBODY = ['setpriv', '--reuid', 'nobody', '--regid', 'nogroup', '--clear-groups']
@@ -44,10 +44,12 @@ class DefaultPolicy(unittest.TestCase):
             self.assertEqual(b'content', done.stdout)
             look = subprocess.run([*(AS_NOBODY if user else []), 'cat', mount.path + '/.ima/status', mount.path + '/.ima/measurements'],
                                   stdout=subprocess.PIPE, text=True, check=True).stdout
-            with open(mount.messages) as messages:
-                said = [line for line in messages if 'policy: ' in line]
-            self.assertEqual(1, len(said), said)
-            return look.split('"policy": "')[1].split('"')[0], said[0].split('policy: ')[1].strip(), ' /f\n' in look
+            self.assertEqual(1, seen_within(lambda: len(self.said(mount)), 1, 10))  # messages are written later than they are said
+            return look.split('"policy": "')[1].split('"')[0], self.said(mount)[0], ' /f\n' in look
+
+    def said(self, mount):
+        with open(mount.messages) as messages:
+            return [line.split('policy: ')[1].strip() for line in messages if 'policy: ' in line]
 
     def test_it_is_in_the_program(self):
         self.assertEqual(('builtin:default', 'builtin:default (4 rules)', True), self.measured())
