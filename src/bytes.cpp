@@ -36,6 +36,12 @@ int digit_value(char c) {
   return -1;
 }
 
+// Characters that change the direction of the text around them.
+bool turns_text(std::string_view sequence) {
+  return sequence == "\u061c" || sequence == "\u200e" || sequence == "\u200f" || (sequence >= "\u202a" && sequence <= "\u202e") ||
+         (sequence >= "\u2066" && sequence <= "\u2069");
+}
+
 }  // namespace
 
 void append_le16(Bytes& out, std::uint16_t value) { append_le<2>(out, value); }
@@ -80,11 +86,42 @@ std::optional<Bytes> from_hex(std::string_view text) {
   return out;
 }
 
+std::size_t utf8_sequence(std::string_view text) {
+  const auto byte = [&](std::size_t i) { return static_cast<std::uint8_t>(text[i]); };
+  const std::uint8_t first = byte(0);
+  if (first < 0x80) return 1;
+  const std::size_t size = first >= 0xf0 ? 4 : first >= 0xe0 ? 3 : 2;
+  if (first < 0xc2 || first > 0xf4 || text.size() < size) return 0;
+  for (std::size_t i = 1; i < size; ++i) {
+    if ((byte(i) & 0xc0) != 0x80) return 0;
+  }
+  const std::uint8_t second = byte(1);
+  // Overlong forms, surrogates, and what lies beyond U+10FFFF.
+  if ((first == 0xe0 && second < 0xa0) || (first == 0xed && second > 0x9f)) return 0;
+  if ((first == 0xf0 && second < 0x90) || (first == 0xf4 && second > 0x8f)) return 0;
+  return size;
+}
+
+bool is_control(std::string_view sequence) {
+  const auto first = static_cast<std::uint8_t>(sequence[0]);
+  if (sequence.size() == 1) return first < 0x20 || first == 0x7f;
+  if (sequence.size() == 2) return first == 0xc2 && static_cast<std::uint8_t>(sequence[1]) < 0xa0;
+  return sequence == "\u2028" || sequence == "\u2029";
+}
+
 std::string printable(std::string_view text, std::string_view kept) {
-  std::string out(text);
-  for (char& c : out) {
-    const auto byte = static_cast<unsigned char>(c);
-    if ((byte < 0x20 || byte == 0x7f) && kept.find(c) == std::string_view::npos) c = '?';
+  std::string out;
+  out.reserve(text.size());
+  while (!text.empty()) {
+    const std::size_t size = utf8_sequence(text);
+    const std::string_view sequence = text.substr(0, std::max<std::size_t>(1, size));
+    text.remove_prefix(sequence.size());
+    const bool is_kept = sequence.size() == 1 && kept.find(sequence[0]) != std::string_view::npos;
+    if (is_kept || (size != 0 && !is_control(sequence) && !turns_text(sequence))) {
+      out.append(sequence);
+    } else {
+      out += '?';
+    }
   }
   return out;
 }

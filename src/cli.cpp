@@ -27,7 +27,7 @@ namespace imafs {
 namespace {
 
 constexpr const char* kFooter =
-    "Exit status: 0 done, 1 mismatch (verify), 2 usage or could not check, 3 mount point, 4 backing,\n"
+    "Exit status: 0 done, 1 mismatch (verify), 2 usage, incomplete or could not check, 3 mount point, 4 backing,\n"
     "5 policy, 6 TPM, 7 PCR, 8 state or PCR in use, 9 no swtpm, 10 log does not fit, 11 state directory, 12 mount failed.";
 
 // -o OPT,...: ours are taken out, the rest goes to libfuse and mount(2).
@@ -99,7 +99,7 @@ void add_mount_options(CLI::App& app, MountConfig& config, std::vector<std::stri
 std::string not_negative(const std::string& word) { return word.starts_with('-') ? "a number is wanted, not '" + word + "'" : ""; }
 
 ExitCode complain(const std::string& problem) {
-  std::fprintf(stderr, "imafs: %s (imafs --help lists the options)\n", problem.c_str());
+  std::fprintf(stderr, "imafs: %s (imafs --help lists the options)\n", printable(problem).c_str());
   return ExitCode::kUsage;
 }
 
@@ -151,6 +151,11 @@ ExitCode run_words(int argc, char** argv) {
   verify_command->add_option("--nonce", verify_quote.nonce, "the nonce that the quote must have")->needs(quoted);
   verify_command->add_option("--ak", verify_quote.ak, "the key (PEM) that the quote must be signed by")->needs(quoted);
   verify_command->add_option("--allow", verify_quote.manifest, "the files that may be in the log: sha256sum lines, or a Keylime runtime policy")->needs(quoted);
+  verify_command->add_option("--base", verify_quote.base, "begin where an earlier verification ended, as --save-base kept it")->needs(quoted);
+  verify_command->add_option("--save-base", verify_quote.save_base, "keep where this one ends, if it is verified")->needs(quoted);
+  verify_command->add_option("--pcr", verify.pcrs, "a PCR that the log must be about (repeatable); 10, or the mount's own, without it")->take_all()->check(CLI::Range(0, 23));
+  verify_command->add_flag("--allow-sha1", verify.allow_sha1, "accept SHA-1: as the signature's hash, and padded with zeros in other banks");
+  verify_command->add_option("--tcti", verify.tcti, "the TPM of a mount that was given an unusual TCTI string");
   verify_command->add_option("--pcr-values", verify.pcr_values, "a file of PCR values to compare with");
   verify_command->add_flag("--json", verify.json, "the result as JSON");
 
@@ -160,7 +165,14 @@ ExitCode run_words(int argc, char** argv) {
   quote_command->add_option("--nonce", quote.nonce, "the verifier's, hexadecimal")->required();
   quote_command->add_option("-o,--output", quote.directory, "a directory for the files")->required();
   quote_command->add_option("--ak", quote.ak_handle, "a persistent key's handle, instead of imafs's own key");
-  quote_command->add_option("--bank", quote.bank, "the bank to quote")->capture_default_str();
+  quote_command->add_option("--bank", quote.bank, "the bank to quote; that of boot_aggregate, or the first there is, without it");
+  quote_command->add_option("--tcti", quote.tcti, "the TPM of a mount that was given an unusual TCTI string");
+  AkOptions ak;
+  auto* const ak_command = app.add_subcommand("ak", "the key that quotes are signed with, and its name, for a verifier to keep");
+  ak_command->add_option("MOUNTPOINT", ak.mountpoint, "the mount")->required();
+  ak_command->add_option("--ak", ak.ak_handle, "a persistent key's handle, instead of imafs's own key");
+  ak_command->add_option("-o,--output", ak.output, "a file for the key as the TPM has it (TPM2B_PUBLIC)");
+  ak_command->add_option("--tcti", ak.tcti, "the TPM of a mount that was given an unusual TCTI string");
   ManifestOptions manifest;
   auto* const manifest_command = app.add_subcommand("manifest", "reference digests of the files below a directory");
   manifest_command->add_option("DIR", manifest.directory, "the directory, or a mount")->required();
@@ -177,6 +189,7 @@ ExitCode run_words(int argc, char** argv) {
   report_command->add_option("TARGET", report.target, "a mount point, a state or archive directory, or a binary log")->required();
   report_command->add_option("-o,--output", report.output, "the page")->required();
   report_command->add_option("--pcr-values", report.pcr_values, "compare with these instead of the TPM");
+  report_command->add_option("--tcti", report.tcti, "the TPM of a mount that was given an unusual TCTI string");
   TopOptions top;
   auto* const top_command = app.add_subcommand("top", "a mount as it works, on a terminal; q ends it");
   top_command->add_option("MOUNTPOINT", top.mountpoint, "the mount")->required();
@@ -207,6 +220,7 @@ ExitCode run_words(int argc, char** argv) {
   auto* const trim = log->add_subcommand("trim", "verify, then move old entries to the archive");
   trim->add_option("MOUNTPOINT", log_trim.mountpoint, "the mount")->required();
   trim->add_option("--keep", log_trim.keep, "how many of the newest entries stay")->capture_default_str()->check(not_negative);
+  trim->add_option("--tcti", log_trim.tcti, "the TPM of a mount that was given an unusual TCTI string");
 
   auto* const policy = app.add_subcommand("policy", "check, show, load and explain policies");
   policy->require_subcommand(1);
@@ -241,6 +255,8 @@ ExitCode run_words(int argc, char** argv) {
   }
   if (verify_command->parsed()) {
     verify_quote.json = verify.json;
+    verify_quote.pcrs = verify.pcrs;
+    verify_quote.allow_sha1 = verify.allow_sha1;
     if (!verify_quote.directory.empty()) return run_verify_quote(verify_quote);
     return verify.target.empty() && verify.state.empty() ? complain("verify what? A TARGET, --quote DIR, or --state DIR") : run_verify(verify);
   }
@@ -248,6 +264,7 @@ ExitCode run_words(int argc, char** argv) {
   if (top_command->parsed()) return run_top(top);
   if (run_command->parsed()) return static_cast<ExitCode>(run_run(run));
   if (quote_command->parsed()) return run_quote(quote);
+  if (ak_command->parsed()) return run_ak(ak);
   if (manifest_command->parsed()) return run_manifest(manifest);
   if (trim->parsed()) return run_log_trim(log_trim);
   if (log->parsed()) return log_export.target.empty() ? complain("the log of what? A TARGET is missing") : run_log_export(log_export);
@@ -257,7 +274,7 @@ ExitCode run_words(int argc, char** argv) {
   if (why->parsed()) return policy_explain(explain);
   std::string problem;
   if (!take_mount_options(config, mount_options, problem)) {
-    std::fprintf(stderr, "imafs: %s\n", problem.c_str());
+    std::fprintf(stderr, "imafs: %s\n", printable(problem).c_str());
     return ExitCode::kUsage;
   }
   return run_mount(std::move(config));

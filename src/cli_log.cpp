@@ -25,7 +25,7 @@ namespace {
 using Json = nlohmann::ordered_json;
 
 ExitCode complain(const Error& error) {
-  std::fprintf(stderr, "imafs: %s\n", error.what.c_str());
+  std::fprintf(stderr, "imafs: %s\n", printable(error.what).c_str());
   return error.code == EBADMSG ? ExitCode::kMismatch : ExitCode::kUsage;
 }
 
@@ -81,8 +81,10 @@ Json to_cel(const JournalEntryRead& entry, std::uint64_t index) {
            {{"template_name", entry.entry.template_name}, {"template_data", to_hex(template_data(entry.entry))}}}};
 }
 
-// RFC 4180.
-std::string csv_field(const std::string& text) {
+// RFC 4180, of printable characters only; a spreadsheet would take what begins like a formula for one.
+std::string csv_field(std::string_view raw) {
+  std::string text = printable(raw);
+  if (!text.empty() && std::string_view("=+-@").find(text[0]) != std::string_view::npos) text.insert(0, "'");
   if (text.find_first_of("\",\r\n") == std::string::npos) return text;
   std::string quoted = "\"";
   for (const char c : text) quoted += c == '"' ? std::string("\"\"") : std::string(1, c);
@@ -99,7 +101,7 @@ std::string origin_fields(const EntryOrigin& origin) {
 std::string to_csv(const JournalEntryRead& entry, std::uint64_t index) {
   const EntryView view = view_of(entry.entry);
   return std::to_string(index) + ',' + origin_fields(entry.origin) + ',' + std::to_string(entry.entry.pcr) + ',' +
-         csv_field(entry.entry.template_name) + ',' + (entry.entry.is_violation ? "1" : "0") + ',' + digest_text(view) + ',' +
+         csv_field(entry.entry.template_name) + ',' + (entry.entry.is_violation ? "1" : "0") + ',' + csv_field(digest_text(view)) + ',' +
          csv_field(view.name) + '\n';
 }
 
@@ -112,7 +114,7 @@ std::string to_line(const JournalEntryRead& entry, std::uint64_t index) {
     std::snprintf(head.data(), head.size(), "%6llu %s %7u %5u %-15s ", static_cast<unsigned long long>(index),
                   time_text(entry.origin.time_ns).c_str(), entry.origin.pid, entry.origin.uid, printable(entry.origin.comm).c_str());
   }
-  return head.data() + (entry.entry.is_violation ? std::string("VIOLATION") : digest_text(view)) + ' ' + view.name + '\n';
+  return head.data() + (entry.entry.is_violation ? std::string("VIOLATION") : printable(digest_text(view))) + ' ' + printable(view.name) + '\n';
 }
 
 // One format: what comes before the first entry, each entry, what comes between two, and after the last.
@@ -121,7 +123,7 @@ class Writer {
   static std::optional<Writer> of(const std::string& format) {
     const auto json = [](Json (*make)(const JournalEntryRead&, std::uint64_t), const char* end) {
       return [make, end](const JournalEntryRead& entry, std::uint64_t index) {
-        return make(entry, index).dump(-1, ' ', false, Json::error_handler_t::replace) + end;
+        return make(entry, index).dump(-1, ' ', true, Json::error_handler_t::replace) + end;
       };
     };
     if (format == "text") return Writer{"", to_line, "", ""};
@@ -159,7 +161,10 @@ bool is_wanted(const JournalEntryRead& entry, const LogExportOptions& options) {
 // Returns when the log of the mount has grown, or after a second.
 void wait_for_growth(const std::string& mountpoint) {
   static UniqueFd log;
-  if (!log) log.reset(::open((mountpoint + "/.ima/measurements").c_str(), O_RDONLY | O_CLOEXEC));
+  if (!log) {
+    const auto files = ControlFiles::open(mountpoint);
+    if (files) log.reset(::open(files->path_of("measurements").c_str(), O_RDONLY | O_CLOEXEC));
+  }
   struct pollfd wait {log.get(), POLLIN, 0};
   if (::lseek(log.get(), 0, SEEK_END) < 0 || ::poll(&wait, 1, 1000) < 0) ::sleep(1);
 }
@@ -215,24 +220,27 @@ ExitCode run_log_export(const LogExportOptions& options) {
 }
 
 ExitCode run_log_trim(const LogTrimOptions& options) {
-  const auto info = read_mount_info(options.mountpoint);
+  const auto files = ControlFiles::open(options.mountpoint);
+  if (!files) return complain(files.error());
+  const auto info = read_mount_info(*files);
   if (!info) return complain(info.error());
+  if (info->tcti.empty()) return complain({ENOTSUP, "nothing is trimmed: the mount has no TPM, and without one there is no PCR value to go on from"});
   if (info->entries <= options.keep) {
     std::printf("nothing to trim: the log has %llu entries\n", static_cast<unsigned long long>(info->entries));
     return ExitCode::kOk;
   }
   VerifyOptions verify;
   verify.target = options.mountpoint;
+  verify.tcti = options.tcti;
   verify.quiet = true;
   if (const ExitCode verdict = run_verify(verify); verdict != ExitCode::kOk) return verdict;
-  const std::string path = options.mountpoint + "/.ima/trim_log";
-  const UniqueFd control(::open(path.c_str(), O_WRONLY | O_CLOEXEC));
-  if (!control) return complain(errno_error("cannot open '" + path + "'"));
+  const UniqueFd control(::open(files->path_of("trim_log").c_str(), O_WRONLY | O_CLOEXEC));
+  if (!control) return complain(errno_error("cannot open '" + options.mountpoint + "/.ima/trim_log'"));
   const std::string count = std::to_string(info->entries - options.keep);
   if (auto written = write_all(control.get(), as_bytes(count + "\n")); !written) {
     return complain({written.error().code, "cannot trim: " + written.error().what});
   }
-  std::printf("%s entries moved to the archive in '%s'\n", count.c_str(), info->state.c_str());
+  std::printf("%s entries moved to the archive in '%s'\n", count.c_str(), printable(info->state).c_str());
   return ExitCode::kOk;
 }
 

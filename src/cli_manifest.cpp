@@ -26,7 +26,7 @@ namespace imafs {
 namespace {
 
 ExitCode complain(const Error& error) {
-  std::fprintf(stderr, "imafs: %s\n", error.what.c_str());
+  std::fprintf(stderr, "imafs: %s\n", printable(error.what).c_str());
   return ExitCode::kUsage;
 }
 
@@ -54,7 +54,7 @@ Result<std::vector<std::string>> files_below(const std::string& root, bool one_f
     if (entry->fts_info == FTS_DNR || entry->fts_info == FTS_ERR || entry->fts_info == FTS_NS) {
       status = fail(error_of(entry->fts_errno, "'" + std::string(entry->fts_path) + "'"));
       if (entry->fts_level == 0) break;
-      std::fprintf(stderr, "imafs: warning: %s\n", status.error().what.c_str());
+      std::fprintf(stderr, "imafs: warning: %s\n", printable(status.error().what).c_str());
       unread += entry->fts_errno == ENOENT ? 0 : 1;
       status = {};
       continue;
@@ -90,13 +90,11 @@ ExitCode run_manifest(const ManifestOptions& options) {
   if (options.relative && !options.path_prefix.empty()) return complain({EINVAL, "--relative and --path-prefix exclude each other"});
   const auto hash = hash_algorithm_named(options.hash);
   if (!hash || !can_compute(*hash)) return complain({EINVAL, "'" + options.hash + "' is no hash algorithm"});
-  std::vector<std::regex> excludes;
+  std::vector<Exclude> excludes;
   for (const std::string& text : options.excludes) {
-    try {
-      excludes.emplace_back(text);
-    } catch (const std::regex_error&) {
-      return complain({EINVAL, "the exclude '" + text + "' is no regular expression"});
-    }
+    auto exclude = Exclude::of(text);
+    if (!exclude) return complain(exclude.error());
+    excludes.push_back(std::move(*exclude));
   }
   struct stat attr {};
   const bool exists = !options.output.empty() && ::stat(options.output.c_str(), &attr) == 0;
@@ -120,7 +118,7 @@ ExitCode run_manifest(const ManifestOptions& options) {
       ManifestFile& file = files[i];
       file.path = options.path_prefix + (*found)[i];
       const std::string name = logged_name_of(file.path);
-      const auto is_excluded = [&](const std::regex& exclude) { return std::regex_search(name, exclude, std::regex_constants::match_continuous); };
+      const auto is_excluded = [&](const Exclude& exclude) { return exclude.matches(name); };
       if (std::any_of(excludes.begin(), excludes.end(), is_excluded)) continue;
       pool.post([&, path = root + (*found)[i]] {
         // What is no regular file any more, a FIFO for example, must not be waited for.
@@ -148,7 +146,7 @@ ExitCode run_manifest(const ManifestOptions& options) {
     }
     pool.finish();
   }
-  for (const std::string& failure : failures) std::fprintf(stderr, "imafs: warning: %s\n", failure.c_str());
+  for (const std::string& failure : failures) std::fprintf(stderr, "imafs: warning: %s\n", printable(failure).c_str());
   std::erase_if(files, [](const ManifestFile& file) { return file.hex.empty(); });
 
   std::string text;

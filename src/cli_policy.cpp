@@ -22,7 +22,7 @@ namespace {
 constexpr std::size_t kMaxPolicyFile = 64 << 20;
 
 ExitCode complain(const std::string& sentence, ExitCode code = ExitCode::kUsage) {
-  std::fprintf(stderr, "imafs: %s\n", sentence.c_str());
+  std::fprintf(stderr, "imafs: %s\n", printable(sentence).c_str());
   return code;
 }
 
@@ -59,7 +59,7 @@ std::optional<Policy> rules_of(const std::string& source, ExitCode& code) {
   context.labels_known = labels_are_known();
   auto rules = parse_policy(*text, context);
   if (!rules) {
-    std::fputs(rules.error().to_text().c_str(), stderr);
+    std::fputs(printable(rules.error().to_text(), "\n\t").c_str(), stderr);
     code = ExitCode::kMismatch;
     return std::nullopt;
   }
@@ -182,7 +182,7 @@ ExitCode policy_load(const std::string& mountpoint, const std::string& file, boo
     context.origin = file.empty() ? "standard input" : file;
     context.labels_known = labels_are_known();
     const auto parsed = parse_rule(std::string_view(line).substr(0, line.size() - 1), context);
-    if (!parsed) std::fputs(parsed.error().to_text().c_str(), stderr);
+    if (!parsed) std::fputs(printable(parsed.error().to_text(), "\n\t").c_str(), stderr);
     return complain(error.what + "; nothing was loaded: " + line.substr(0, line.size() - 1), ExitCode::kPolicy);
   }
   return ExitCode::kOk;

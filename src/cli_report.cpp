@@ -15,7 +15,7 @@ namespace {
 constexpr std::size_t kMaxPolicy = std::size_t{64} << 20;
 
 ExitCode complain(const Error& error) {
-  std::fprintf(stderr, "imafs: %s\n", error.what.c_str());
+  std::fprintf(stderr, "imafs: %s\n", printable(error.what).c_str());
   return error.code == EBADMSG || error.code == ENODATA ? ExitCode::kMismatch : ExitCode::kUsage;
 }
 
@@ -25,9 +25,9 @@ ExitCode run_report(const ReportOptions& options) {
   ReportSource source;
   source.target = options.target;
   source.made_ns = std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::system_clock::now().time_since_epoch()).count();
-  if (const auto mount = read_mount_info(options.target)) {
-    source.backing = mount->backing;
-    if (auto policy = read_file(options.target + "/.ima/policy", kMaxPolicy)) source.policy = std::move(*policy);
+  if (const auto files = ControlFiles::open(options.target)) {
+    if (const auto mount = read_mount_info(*files)) source.backing = mount->backing;
+    if (auto policy = files->read("policy", kMaxPolicy)) source.policy = std::move(*policy);
   }
   auto log = read_log(options.target);
   if (!log) return complain(log.error());
@@ -35,6 +35,7 @@ ExitCode run_report(const ReportOptions& options) {
   VerifyOptions verify;
   verify.target = options.target;
   verify.pcr_values = options.pcr_values;
+  verify.tcti = options.tcti;
   auto verification = verify_target(verify);
   if (!verification) return complain(verification.error());
   source.verification = std::move(*verification);

@@ -43,7 +43,7 @@ constexpr const char* kRunDirectory = "/var/lib/imafs/run";
 constexpr const char* kTimeout = "10";
 
 int complain(const Error& error, ExitCode code = ExitCode::kUsage) {
-  std::fprintf(stderr, "imafs: %s\n", error.what.c_str());
+  std::fprintf(stderr, "imafs: %s\n", printable(error.what).c_str());
   return static_cast<int>(code);
 }
 
@@ -212,7 +212,7 @@ int run_command(const std::vector<std::string>& command, const std::string& moun
       ::execvp(words[0], words.data());
       code = errno;
     } else {
-      std::fprintf(stderr, "imafs: %s\n", entered.error().what.c_str());
+      std::fprintf(stderr, "imafs: %s\n", printable(entered.error().what).c_str());
       code = -1;
     }
     (void)!::write(writer.get(), &code, sizeof code);
@@ -245,7 +245,7 @@ int run_command(const std::vector<std::string>& command, const std::string& moun
   }
   if (got == sizeof failure) {
     if (failure < 0) return static_cast<int>(ExitCode::kMountFailed);
-    std::fprintf(stderr, "imafs: %s: %s\n", command[0].c_str(), std::generic_category().message(failure).c_str());
+    std::fprintf(stderr, "imafs: %s: %s\n", printable(command[0]).c_str(), std::generic_category().message(failure).c_str());
     return failure == ENOENT ? kNotFound : kCannotRun;
   }
   return WIFSIGNALED(status) ? kSignalled + WTERMSIG(status) : WEXITSTATUS(status);
@@ -298,9 +298,10 @@ Status can_write(const std::string& path) {
 Status collect(const RunOptions& options, const Stage& stage, RunRecord& run) {
   const auto journal = read_journal(stage.state() + "/journal");
   if (!journal) return fail(journal.error());
+  std::uint64_t index = journal->trimmed;
   for (const JournalEntryRead& entry : journal->entries) {
     EntryView view = view_of(entry.entry);
-    if (!view.is_file()) continue;
+    if (!view.is_file(index++)) continue;
     if (entry.entry.is_violation) run.violations.push_back(std::move(view.name));
     else if (const auto path = path_of(stage.mount(), view.name)) {
       run.read.push_back({std::move(view.name), std::move(view.algorithm), std::move(view.digest), {}});

@@ -84,6 +84,8 @@ Result<std::size_t> decode_fields(ByteView bytes, ByteOrder order, DecodedRecord
     std::uint32_t length = 0;
     ByteView value;
     if (!inside.take_u32(length) || !inside.take(length, value)) return malformed("a field runs beyond the record's data");
+    const FieldId field = record.entry.fields[i];
+    if ((field == FieldId::kN || field == FieldId::kNNg) && length > kMaxLoggedName) return malformed("a name of " + std::to_string(length) + " bytes");
     record.entry.values.emplace_back(value.begin(), value.end());
   }
   if (inside.left() != 0) return malformed("bytes after the last field");

@@ -109,25 +109,6 @@ Bytes field_value(FieldId field, const EntryFacts& facts, ByteOrder order) {
   }
 }
 
-// The length of the well-formed UTF-8 sequence at the start of `text`; 0: there is none.
-std::size_t utf8_sequence(std::string_view text) {
-  const auto byte = [&](std::size_t i) { return static_cast<std::uint8_t>(text[i]); };
-  const std::uint8_t first = byte(0);
-  if (first < 0x80) return 1;
-  const std::size_t size = first >= 0xf0 ? 4 : first >= 0xe0 ? 3 : 2;
-  if (first < 0xc2 || first > 0xf4 || text.size() < size) return 0;
-  for (std::size_t i = 1; i < size; ++i) {
-    if ((byte(i) & 0xc0) != 0x80) return 0;
-  }
-  const std::uint8_t second = byte(1);
-  // Overlong forms, surrogates, and what lies beyond U+10FFFF.
-  if ((first == 0xe0 && second < 0xa0) || (first == 0xed && second > 0x9f)) return 0;
-  if ((first == 0xf0 && second < 0x90) || (first == 0xf4 && second > 0x8f)) return 0;
-  return size;
-}
-
-bool is_control(char c) { return static_cast<std::uint8_t>(c) < 0x20 || c == 0x7f; }
-
 }  // namespace
 
 std::string_view name_of(FieldId field) { return kFieldNames[static_cast<std::size_t>(field)]; }
@@ -241,8 +222,8 @@ BankValues extend_values(const LogEntry& entry, const std::vector<Bank>& banks, 
 
 std::string loggable_name(std::string_view path) {
   const auto bad_bytes_at = [&](std::size_t at) {
-    if (is_control(path[at])) return true;
-    return utf8_sequence(path.substr(at)) == 0;
+    const std::size_t size = utf8_sequence(path.substr(at));
+    return size == 0 || is_control(path.substr(at, size));
   };
   bool plain = true;
   for (std::size_t at = 0; at < path.size() && plain; at += std::max<std::size_t>(1, utf8_sequence(path.substr(at)))) {
@@ -257,7 +238,7 @@ std::string loggable_name(std::string_view path) {
       name += '%';
       name += digits[byte >> 4];
       name += digits[byte & 15];
-      ++at;
+      ++at;  // the bytes that follow in a control character's sequence are no UTF-8 by themselves
       continue;
     }
     const std::size_t size = utf8_sequence(path.substr(at));

@@ -7,6 +7,16 @@ namespace {
 
 constexpr std::uint8_t kViolationFlag = 1;
 
+constexpr std::size_t kMaxTemplateName = 256;
+constexpr std::size_t kLegacyName = 256;  // with its NUL
+
+// What append_ascii(), append_binary() and template_data() rely on.
+bool is_sound(const LogEntry& entry) {
+  if (entry.fields.empty() || entry.template_name.empty() || entry.template_name.size() > kMaxTemplateName) return false;
+  if (!entry.is_legacy()) return true;
+  return entry.fields == std::vector<FieldId>{FieldId::kD, FieldId::kN} && !entry.values[1].empty() && entry.values[1].size() <= kLegacyName;
+}
+
 }  // namespace
 
 Bytes encode_journal_entry(const LogEntry& entry, const EntryOrigin& origin, const BankValues& digests) {
@@ -69,7 +79,7 @@ Result<JournalEntry> decode_journal_entry(ByteView payload) {
     result.entry.fields.push_back(static_cast<FieldId>(field[0]));
     result.entry.values.emplace_back(value.begin(), value.end());
   }
-  if (!whole || result.entry.fields.size() != count[0]) return fail(EBADMSG, "an entry of the journal is malformed");
+  if (!whole || result.entry.fields.size() != count[0] || !is_sound(result.entry)) return fail(EBADMSG, "an entry of the journal is malformed");
   result.digests = payload;
   return result;
 }

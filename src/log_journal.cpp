@@ -15,6 +15,7 @@ namespace imafs {
 namespace {
 
 constexpr std::uint64_t kSegmentSize = 64 << 20;  // a new segment from here on
+constexpr off_t kLargestSegment = 256 << 20;
 constexpr std::uint64_t kSegmentHead = 16;
 constexpr std::string_view kMagic = "imafs journal 2\n";
 constexpr std::size_t kChecksumSize = 8;
@@ -101,8 +102,12 @@ Status LogJournal::load_segment(std::size_t number, bool is_last, Loading& loadi
   const std::string path = segment_path(directory_, number);
   Segment segment;
   segment.base = end_;
-  segment.fd.reset(::open(path.c_str(), (loading.repair ? O_RDWR : O_RDONLY) | O_CLOEXEC));
+  // A directory that somebody else filled: a FIFO there holds nobody up, and a size that no segment has is not believed.
+  segment.fd.reset(::open(path.c_str(), (loading.repair ? O_RDWR : O_RDONLY) | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK));
   if (!segment.fd) return fail(errno_error("cannot open '" + path + "'"));
+  struct stat attr {};
+  if (::fstat(segment.fd.get(), &attr) != 0) return fail(errno_error("cannot read '" + path + "'"));
+  if (!S_ISREG(attr.st_mode) || attr.st_size > kLargestSegment) return fail(EBADMSG, "'" + path + "' is no segment of a journal");
   std::uint64_t size = size_of(segment.fd.get());
   if (size < kSegmentHead && is_last) {
     // Torn while it was made: nothing can be in it.

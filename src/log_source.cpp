@@ -34,10 +34,12 @@ Result<JournalRead> read_binary_log(const std::string& path) {
 }
 
 Result<JournalPlace> find_journal(const std::string& target) {
-  if (const auto info = read_mount_info(target)) return JournalPlace{info->state + "/journal", info->entries, true};
+  const auto info = read_mount_info(target);
+  if (info) return JournalPlace{info->state + "/journal", info->entries, true};
   for (const char* below : {"", "/journal"}) {
     if (::access((target + below + "/journal.000001").c_str(), F_OK) == 0) return JournalPlace{target + below};
   }
+  if (info.error().code == EPERM || info.error().code == EBADMSG) return fail(info.error());
   return fail(ENOENT, "'" + target + "' is no imafs mount, no state or archive directory, and no log");
 }
 
@@ -48,7 +50,7 @@ Result<JournalRead> read_log(const std::string& target) {
   const auto place = find_journal(target);
   if (!place) return fail(place.error());
   auto journal = read_journal(place->directory);
-  if (journal && place->limit - journal->trimmed < journal->entries.size()) journal->entries.resize(place->limit - journal->trimmed);
+  if (journal && place->limit < journal->entries.size()) journal->entries.resize(place->limit);
   return journal;
 }
 

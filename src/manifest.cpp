@@ -3,7 +3,9 @@
 #include <algorithm>
 #include <nlohmann/json.hpp>
 #include <optional>
+#include <re2/re2.h>
 
+#include "imafs/bounded_json.h"
 #include "imafs/log_entry.h"
 
 namespace imafs {
@@ -80,36 +82,47 @@ Result<Manifest> parse_sums(std::string_view text, const std::string& origin) {
 
 Result<Manifest> parse_keylime(const Json& json, const std::string& origin) {
   Manifest manifest;
-  const auto digests = json.find("digests");
-  if (digests == json.end() || !digests->is_object()) return fail(EINVAL, origin + ": a runtime policy has an object 'digests'");
-  for (const auto& [path, list] : digests->items()) {
+  const Json& digests = member(json, "digests");
+  if (!digests.is_object()) return fail(EINVAL, origin + ": a runtime policy has an object 'digests'");
+  for (const auto& [path, list] : digests.items()) {
     if (!list.is_array()) return fail(EINVAL, origin + ": the digests of '" + path + "' are no list");
     for (const auto& text : list) {
-      const auto digest = text.is_string() ? from_hex(text.get<std::string>()) : std::nullopt;
-      if (!digest) return fail(EINVAL, origin + ": '" + path + "' has a digest that is not hexadecimal");
+      const auto digest = text.is_string() ? from_hex(text.template get_ref<const std::string&>()) : std::nullopt;
+      if (!digest || digest->empty()) return fail(EINVAL, origin + ": '" + path + "' has a digest that is not hexadecimal");
       // Keylime compares names as they are logged.
       manifest.digests[path].push_back(*digest);
     }
   }
-  for (const auto& exclude : json.value("excludes", Json::array())) {
-    if (!exclude.is_string()) return fail(EINVAL, origin + ": an exclude is no string");
-    const std::string text = exclude.get<std::string>();
-    try {
-      manifest.excludes.emplace_back(text);
-    } catch (const std::regex_error&) {
-      return fail(EINVAL, origin + ": the exclude '" + text + "' is no regular expression");
-    }
+  const Json& excludes = member(json, "excludes");
+  if (excludes.is_null()) return manifest;
+  if (!excludes.is_array()) return fail(EINVAL, origin + ": an exclude is no string, or they are no list");
+  for (const auto& text : excludes) {
+    if (!text.is_string()) return fail(EINVAL, origin + ": an exclude is no string");
+    auto exclude = Exclude::of(text.template get_ref<const std::string&>());
+    if (!exclude) return fail(EINVAL, origin + ": " + exclude.error().what);
+    manifest.excludes.push_back(std::move(*exclude));
   }
   return manifest;
 }
 
 }  // namespace
 
+Result<Exclude> Exclude::of(const std::string& text) {
+  re2::RE2::Options options;
+  options.set_log_errors(false);
+  auto compiled = std::make_shared<const re2::RE2>(text, options);
+  if (!compiled->ok()) return fail(EINVAL, "the exclude '" + text + "' is no regular expression: " + compiled->error());
+  Exclude exclude;
+  exclude.compiled_ = std::move(compiled);
+  return exclude;
+}
+
+bool Exclude::matches(std::string_view name) const {
+  return compiled_->Match(re2::StringPiece(name.data(), name.size()), 0, name.size(), re2::RE2::ANCHOR_START, nullptr, 0);
+}
+
 Manifest::Answer Manifest::ask(const std::string& logged_name, const Bytes& digest) const {
-  const auto excluded = [&](const std::regex& exclude) {
-    return std::regex_search(logged_name, exclude, std::regex_constants::match_continuous);
-  };
-  if (std::any_of(excludes.begin(), excludes.end(), excluded)) return Answer::kExcluded;
+  if (std::any_of(excludes.begin(), excludes.end(), [&](const Exclude& exclude) { return exclude.matches(logged_name); })) return Answer::kExcluded;
   const auto found = digests.find(logged_name);
   if (found == digests.end()) return Answer::kUnknownFile;
   return std::find(found->second.begin(), found->second.end(), digest) != found->second.end() ? Answer::kAllowed : Answer::kOtherDigest;
@@ -123,11 +136,14 @@ std::string logged_name_of(std::string_view path) {
 
 Result<Manifest> parse_manifest(std::string_view text, const std::string& origin) {
   if (text.find_first_not_of(" \t\r\n") != std::string_view::npos && text[text.find_first_not_of(" \t\r\n")] == '{') {
+    if (!is_shallow_json(text)) return bad(origin, 1, "JSON that is nested too deep");
     try {
       return parse_keylime(Json::parse(text), origin);
     } catch (const Json::parse_error& error) {
       const std::size_t before = std::min<std::size_t>(error.byte, text.size());
       return bad(origin, 1 + static_cast<std::size_t>(std::count(text.begin(), text.begin() + static_cast<std::ptrdiff_t>(before), '\n')), "no JSON from here on");
+    } catch (const Json::exception&) {
+      return bad(origin, 1, "JSON with a number that cannot be read");
     }
   }
   return parse_sums(text, origin);

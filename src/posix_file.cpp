@@ -28,6 +28,19 @@ Status write_loop(ByteView bytes, Write&& write) {
   return {};
 }
 
+Result<std::string> read_all(int fd, const std::string& path, std::size_t limit) {
+  std::string text;
+  std::array<char, 16384> part{};
+  for (;;) {
+    const ssize_t got = ::read(fd, part.data(), part.size());
+    if (got < 0 && errno == EINTR) continue;
+    if (got < 0) return fail(errno_error("cannot read '" + path + "'"));
+    if (got == 0) return text;
+    text.append(part.data(), static_cast<std::size_t>(got));
+    if (text.size() > limit) return fail(error_of(EFBIG, "cannot read '" + path + "'"));
+  }
+}
+
 }  // namespace
 
 Status write_all(int fd, ByteView bytes) {
@@ -43,16 +56,17 @@ Status pwrite_all(int fd, ByteView bytes, std::uint64_t offset) {
 Result<std::string> read_file(const std::string& path, std::size_t limit) {
   const UniqueFd fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
   if (!fd) return fail(errno_error("cannot open '" + path + "'"));
-  std::string text;
-  std::array<char, 16384> part{};
-  for (;;) {
-    const ssize_t got = ::read(fd.get(), part.data(), part.size());
-    if (got < 0 && errno == EINTR) continue;
-    if (got < 0) return fail(errno_error("cannot read '" + path + "'"));
-    if (got == 0) return text;
-    text.append(part.data(), static_cast<std::size_t>(got));
-    if (text.size() > limit) return fail(error_of(EFBIG, "cannot read '" + path + "'"));
-  }
+  return read_all(fd.get(), path, limit);
+}
+
+Result<std::string> read_regular_file(const std::string& path, std::size_t limit) {
+  const UniqueFd fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY));
+  if (!fd) return fail(errno_error("cannot open '" + path + "'"));
+  struct stat attr {};
+  if (::fstat(fd.get(), &attr) != 0) return fail(errno_error("cannot read '" + path + "'"));
+  if (!S_ISREG(attr.st_mode)) return fail(EBADMSG, "'" + path + "' is no regular file");
+  if (attr.st_size > 0 && static_cast<std::uint64_t>(attr.st_size) > limit) return fail(error_of(EFBIG, "cannot read '" + path + "'"));
+  return read_all(fd.get(), path, limit);
 }
 
 Result<std::size_t> pread_full(int fd, std::span<std::uint8_t> out, std::uint64_t offset) {

@@ -36,21 +36,27 @@ class Key {
   const bool transient_;
 };
 
-Result<std::unique_ptr<Key>> attestation_key(ESYS_CONTEXT* esys, std::uint32_t persistent, std::string& pem) {
+Result<std::unique_ptr<Key>> attestation_key(ESYS_CONTEXT* esys, std::uint32_t persistent, Bytes& tpm2b_public) {
   EsysPtr<TPM2B_PUBLIC> made;
   ESYS_TR handle = ESYS_TR_NONE;
   TSS2_RC code = TSS2_RC_SUCCESS;
   if (persistent != 0) {
     code = ::Esys_TR_FromTPMPublic(esys, persistent, ESYS_TR_NONE, ESYS_TR_NONE, ESYS_TR_NONE, &handle);
-    if (code == TSS2_RC_SUCCESS) code = ::Esys_ReadPublic(esys, handle, ESYS_TR_NONE, ESYS_TR_NONE, ESYS_TR_NONE, Out(made), nullptr, nullptr);
   } else {
     code = create_primary(esys, ESYS_TR_RH_OWNER, TPMA_OBJECT_SIGN_ENCRYPT, handle, made);
   }
   if (code != TSS2_RC_SUCCESS) return tpm_error(code, persistent != 0 ? "no attestation key at that handle" : "TPM2_CreatePrimary");
   auto key = std::make_unique<Key>(esys, handle, persistent == 0);
-  auto text = pem_of(*made);
-  if (!text) return fail(text.error());
-  pem = std::move(*text);
+  if (persistent != 0) code = ::Esys_ReadPublic(esys, handle, ESYS_TR_NONE, ESYS_TR_NONE, ESYS_TR_NONE, Out(made), nullptr, nullptr);
+  if (code != TSS2_RC_SUCCESS) return tpm_error(code, "no attestation key at that handle");
+  auto bytes = marshalled(*made);
+  if (!bytes) return fail(bytes.error());
+  const auto facts = read_public(*bytes);
+  if (!facts) return fail(facts.error());
+  if (!facts->can_attest_alone) {
+    return fail(EPERM, "the key at that handle is no attestation key: it has to be restricted, fixed to its TPM, made there, and for signing only");
+  }
+  tpm2b_public = std::move(*bytes);
   return key;
 }
 
@@ -94,8 +100,9 @@ Result<SignedQuote> take_quote(const std::string& tcti, std::uint32_t ak_handle,
     if (!value) return fail(value.error());
     quote.pcrs[pcr] = std::move(*value);
   }
-  const auto key = attestation_key(esys, ak_handle, quote.ak_pem);
+  const auto key = attestation_key(esys, ak_handle, quote.ak_public);
   if (!key) return fail(key.error());
+  quote.ak_pem = read_public(quote.ak_public)->pem;
   TPMT_SIG_SCHEME scheme {};
   scheme.scheme = TPM2_ALG_NULL;  // the key's own
   const TPML_PCR_SELECTION selection = selection_of(bank, pcrs);
@@ -111,6 +118,16 @@ Result<SignedQuote> take_quote(const std::string& tcti, std::uint32_t ak_handle,
   if (code != TSS2_RC_SUCCESS) return tpm_error(code, "the TPM's signature");
   quote.signature.assign(bytes.begin(), bytes.begin() + static_cast<std::ptrdiff_t>(size));
   return quote;
+}
+
+Result<Bytes> attestation_key_of(const std::string& tcti, std::uint32_t ak_handle) {
+  quiet_tpm_library();
+  auto context = TpmContext::open(tcti, kTpmTimeLimit);
+  if (!context) return fail(context.error());
+  Bytes tpm2b_public;
+  const auto key = attestation_key((*context)->esys(), ak_handle, tpm2b_public);
+  if (!key) return fail(key.error());
+  return tpm2b_public;
 }
 
 // The structures as they lie in memory, little-endian: a selection, then as many lists of eight digests as it takes.

@@ -51,7 +51,7 @@ class Dictionary {
 };
 
 Json about_entry(const JournalEntryRead& entry, std::uint64_t index) {
-  return {{"index", index}, {"time", ms_of(entry.origin.time_ns)}, {"pid", entry.origin.pid}, {"uid", entry.origin.uid}, {"comm", entry.origin.comm}};
+  return {{"index", index}, {"time", ms_of(entry.origin.time_ns)}, {"pid", entry.origin.pid}, {"uid", entry.origin.uid}, {"comm", printable(entry.origin.comm)}};
 }
 
 // What the whole log comes to, however long it is.
@@ -89,7 +89,8 @@ class Summary {
   };
 
   void add(const JournalEntryRead& entry, std::uint64_t index) {
-    const EntryView view = view_of(entry.entry);
+    EntryView view = view_of(entry.entry);
+    view.name = printable(view.name);
     if (entry.origin.time_ns != 0) {
       const auto bucket = std::min(kBuckets - 1, static_cast<std::size_t>((entry.origin.time_ns - start_) / step_));
       ++(entry.entry.is_violation ? violated_ : measured_)[bucket];
@@ -103,9 +104,9 @@ class Summary {
     }
     if (view.name == "policy" && !view.data.empty()) {
       policies_.push_back(about_entry(entry, index));
-      policies_.back()["text"] = as_text(view.data);
+      policies_.back()["text"] = printable(as_text(view.data), "\n\t");
     }
-    if (!view.is_file()) return;
+    if (!view.is_file(index)) return;
     names_.insert(view.name);
     bytes_ += entry.origin.size;
     const std::size_t slash = view.name.rfind('/');
@@ -155,7 +156,7 @@ Json table_of(const JournalRead& log, std::int64_t start_ms) {
   for (std::size_t i = first; i < log.entries.size(); ++i) {
     const JournalEntryRead& entry = log.entries[i];
     const EntryView view = view_of(entry.entry);
-    names.push_back(view.name);
+    names.push_back(printable(view.name));
     pcrs.push_back(entry.entry.pcr);
     templates.push_back(forms[entry.entry.template_name]);
     algorithm.push_back(digests[view.algorithm + ' ' + std::to_string(view.digest.size())]);
@@ -166,7 +167,7 @@ Json table_of(const JournalRead& log, std::int64_t start_ms) {
     times.push_back(ms_of(entry.origin.time_ns) - start_ms);
     pids.push_back(entry.origin.pid);
     uids.push_back(entry.origin.uid);
-    comm.push_back(comms[entry.origin.comm]);
+    comm.push_back(comms[printable(entry.origin.comm)]);
     sizes.push_back(entry.origin.size);
   }
   return {{"first", log.trimmed + first}, {"name", std::move(names)}, {"time", std::move(times)}, {"pid", std::move(pids)},
@@ -189,7 +190,7 @@ Json verification_of(const Verification& result) {
 // JSON that can stand inside <script>: what a file was named must not end the element.
 std::string embeddable(const Json& json) {
   std::string text;
-  for (const char c : json.dump(-1, ' ', false, Json::error_handler_t::replace)) {
+  for (const char c : json.dump(-1, ' ', true, Json::error_handler_t::replace)) {
     if (c == '<') text += "\\u003c";
     else text += c;
   }

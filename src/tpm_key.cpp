@@ -3,13 +3,16 @@
 #include <openssl/bn.h>
 #include <openssl/core_names.h>
 #include <openssl/ecdsa.h>
+#include <openssl/err.h>
 #include <openssl/evp.h>
 #include <openssl/param_build.h>
 #include <openssl/pem.h>
 #include <openssl/rsa.h>
+#include <openssl/x509.h>
 #include <tss2/tss2_mu.h>
 
 #include <algorithm>
+#include <array>
 #include <cstdint>
 #include <memory>
 
@@ -31,6 +34,8 @@ using DigestContextPtr = std::unique_ptr<EVP_MD_CTX, Freed<::EVP_MD_CTX_free>>;
 using BuilderPtr = std::unique_ptr<OSSL_PARAM_BLD, Freed<::OSSL_PARAM_BLD_free>>;
 using ParamsPtr = std::unique_ptr<OSSL_PARAM, Freed<::OSSL_PARAM_free>>;
 using EcdsaPtr = std::unique_ptr<ECDSA_SIG, Freed<::ECDSA_SIG_free>>;
+
+constexpr std::size_t kMaxPem = 1 << 20;
 
 KeyPtr key_of(const char* type, OSSL_PARAM_BLD* builder) {
   const ParamsPtr params(::OSSL_PARAM_BLD_to_param(builder));
@@ -96,6 +101,15 @@ Bytes der_of(const TPMS_SIGNATURE_ECC& signature) {
   return bytes;
 }
 
+KeyPtr parsed_pem(const std::string& pem) {
+  // Nothing but a public key: OpenSSL would take the first PEM block of another kind for a question about a password.
+  if (pem.size() > kMaxPem) return nullptr;
+  const BioPtr in(::BIO_new_mem_buf(pem.data(), static_cast<int>(pem.size())));
+  KeyPtr key(in ? ::PEM_read_bio_PUBKEY(in.get(), nullptr, [](char*, int, int, void*) { return -1; }, nullptr) : nullptr);
+  if (!key) ::ERR_clear_error();
+  return key;
+}
+
 }  // namespace
 
 Result<std::string> pem_of(const TPM2B_PUBLIC& key) {
@@ -109,14 +123,49 @@ Result<std::string> pem_of(const TPM2B_PUBLIC& key) {
   return std::string(text, static_cast<std::size_t>(size));
 }
 
-bool is_public_key(const std::string& pem) {
-  const BioPtr in(::BIO_new_mem_buf(pem.data(), static_cast<int>(pem.size())));
-  return in && KeyPtr(::PEM_read_bio_PUBKEY(in.get(), nullptr, nullptr, nullptr));
+bool is_public_key(const std::string& pem) { return parsed_pem(pem) != nullptr; }
+
+std::string fingerprint_of(const std::string& ak_pem) {
+  const KeyPtr key = parsed_pem(ak_pem);
+  std::uint8_t* der = nullptr;
+  const int size = key ? ::i2d_PUBKEY(key.get(), &der) : 0;
+  if (size <= 0) return "";
+  const std::string text = to_hex(hash_of(HashAlgorithm::kSha256, ByteView(der, static_cast<std::size_t>(size))).bytes());
+  ::OPENSSL_free(der);
+  return text;
 }
 
-Status check_signature(ByteView attest, ByteView signature, const std::string& ak_pem) {
-  const BioPtr in(::BIO_new_mem_buf(ak_pem.data(), static_cast<int>(ak_pem.size())));
-  const KeyPtr key(in ? ::PEM_read_bio_PUBKEY(in.get(), nullptr, nullptr, nullptr) : nullptr);
+Result<Bytes> marshalled(const TPM2B_PUBLIC& key) {
+  std::array<std::uint8_t, sizeof(TPM2B_PUBLIC)> bytes{};
+  std::size_t size = 0;
+  if (::Tss2_MU_TPM2B_PUBLIC_Marshal(&key, bytes.data(), bytes.size(), &size) != TSS2_RC_SUCCESS) return fail(EIO, "the attestation key cannot be written");
+  return Bytes(bytes.begin(), bytes.begin() + static_cast<std::ptrdiff_t>(size));
+}
+
+Result<KeyFacts> read_public(ByteView tpm2b_public) {
+  TPM2B_PUBLIC key {};
+  std::size_t offset = 0;
+  if (::Tss2_MU_TPM2B_PUBLIC_Unmarshal(tpm2b_public.data(), tpm2b_public.size(), &offset, &key) != TSS2_RC_SUCCESS || offset != tpm2b_public.size()) {
+    return fail(EBADMSG, "it is no TPM2B_PUBLIC");
+  }
+  const auto name_hash = hash_algorithm_of_tpm(key.publicArea.nameAlg);
+  if (!name_hash || !can_compute(*name_hash)) return fail(ENOTSUP, "the key's name uses a hash we do not know");
+  auto pem = pem_of(key);
+  if (!pem) return fail(pem.error());
+  KeyFacts facts;
+  facts.pem = std::move(*pem);
+  constexpr std::size_t size_field = 2;
+  const Digest digest = hash_of(*name_hash, tpm2b_public.subspan(size_field));
+  facts.name = {static_cast<std::uint8_t>(key.publicArea.nameAlg >> 8), static_cast<std::uint8_t>(key.publicArea.nameAlg & 0xff)};
+  append(facts.name, digest.bytes());
+  constexpr TPMA_OBJECT needed =
+      TPMA_OBJECT_RESTRICTED | TPMA_OBJECT_FIXEDTPM | TPMA_OBJECT_FIXEDPARENT | TPMA_OBJECT_SENSITIVEDATAORIGIN | TPMA_OBJECT_SIGN_ENCRYPT;
+  facts.can_attest_alone = (key.publicArea.objectAttributes & (needed | TPMA_OBJECT_DECRYPT)) == needed;
+  return facts;
+}
+
+Result<HashAlgorithm> check_signature(ByteView attest, ByteView signature, const std::string& ak_pem) {
+  const KeyPtr key = parsed_pem(ak_pem);
   if (!key) return fail(EBADMSG, "the attestation key is no public key in PEM");
   TPMT_SIGNATURE parsed {};
   std::size_t offset = 0;
@@ -140,7 +189,8 @@ Status check_signature(ByteView attest, ByteView signature, const std::string& a
   bool fits = context && ::EVP_DigestVerifyInit(context.get(), &key_context, md, nullptr, key.get()) == 1;
   if (fits && parsed.sigAlg == TPM2_ALG_RSAPSS) fits = ::EVP_PKEY_CTX_set_rsa_padding(key_context, RSA_PKCS1_PSS_PADDING) == 1;
   fits = fits && ::EVP_DigestVerify(context.get(), bytes.data(), bytes.size(), attest.data(), attest.size()) == 1;
-  return fits ? Status() : fail(EBADMSG, "the signature is not that key's over that quote");
+  if (!fits) return fail(EBADMSG, "the signature is not that key's over that quote");
+  return *hash;
 }
 
 }  // namespace imafs

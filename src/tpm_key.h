@@ -5,11 +5,14 @@
 
 #include <string>
 
+#include "imafs/bytes.h"
 #include "imafs/result.h"
 
 namespace imafs {
 
 // PEM, SubjectPublicKeyInfo. ENOTSUP: neither RSA nor an ECC key on a NIST curve.
 Result<std::string> pem_of(const TPM2B_PUBLIC& key);
+// As the TPM sends it.
+Result<Bytes> marshalled(const TPM2B_PUBLIC& key);
 
 }  // namespace imafs

@@ -9,7 +9,7 @@ const char* name_of(Verdict verdict) {
   switch (verdict) {
     case Verdict::kVerified: return "verified";
     case Verdict::kMismatch: return "mismatch";
-    default: return "not-compared";
+    default: return "incomplete";
   }
 }
 
@@ -18,9 +18,10 @@ const char* name_of(Verdict verdict) {
 std::string to_text(const Verification& result) {
   const char* const head = result.verdict == Verdict::kVerified   ? "verified: "
                            : result.verdict == Verdict::kMismatch ? "MISMATCH: "
-                                                                  : "not compared: ";
-  std::string text = head + result.message + " (" + std::to_string(result.entries) + " entries, " +
+                                                                  : "incomplete: ";
+  std::string text = head + printable(result.message) + " (" + std::to_string(result.entries) + " entries, " +
                      std::to_string(result.violations) + " violations)\n";
+  for (const std::string& point : result.unchecked) text += "  not checked: " + printable(point) + "\n";
   for (const BankReplay& bank : result.banks) {
     for (const auto& [pcr, value] : bank.replayed) {
       const auto& expected = bank.expected.at(pcr);
@@ -35,10 +36,12 @@ std::string to_text(const Verification& result) {
 nlohmann::ordered_json to_json(const Verification& result) {
   using Json = nlohmann::ordered_json;
   Json json{{"verdict", name_of(result.verdict)},
+            {"holds", result.verdict == Verdict::kNotChecked ? Json() : Json(result.verdict == Verdict::kVerified)},
             {"message", result.message},
             {"entries", result.entries},
             {"violations", result.violations},
             {"banks", Json::array()}};
+  if (!result.unchecked.empty()) json["unchecked"] = result.unchecked;
   if (result.first_bad_entry) json["first_bad_entry"] = *result.first_bad_entry;
   for (const BankReplay& bank : result.banks) {
     Json pcrs = Json::object();

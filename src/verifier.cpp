@@ -20,15 +20,14 @@ class Replay {
   Replay(const Bank& bank, const ExpectedPcrs& expected, const ExpectedPcrs& base)
       : bank_(bank), expected_(expected), base_(base) {}
 
+  // A PCR that takes part even if no entry is of it.
+  void begin(std::uint32_t pcr) { (void)value_before(pcr); }
+
   void extend(std::uint32_t pcr, const Bytes& value, std::uint64_t index) {
-    auto [slot, is_new] = values_.try_emplace(pcr);
-    if (is_new) {
-      const Bytes* const start = value_of(base_, bank_, pcr);
-      slot->second = BankValues{start ? *start : pcr_reset_value(bank_, pcr)};
-    }
-    extend_pcr({bank_}, slot->second, {value});
+    BankValues& slot = value_before(pcr);
+    extend_pcr({bank_}, slot, {value});
     const Bytes* const wanted = value_of(expected_, bank_, pcr);
-    if (wanted && slot->second[0] == *wanted) last_fit_[pcr] = index + 1;
+    if (wanted && slot[0] == *wanted) last_fit_[pcr] = index + 1;
   }
 
   // PCRs from 24 on exist in no TPM: entries for them are logged, never extended.
@@ -52,6 +51,15 @@ class Replay {
   }
 
  private:
+  BankValues& value_before(std::uint32_t pcr) {
+    auto [slot, is_new] = values_.try_emplace(pcr);
+    if (is_new) {
+      const Bytes* const start = value_of(base_, bank_, pcr);
+      slot->second = BankValues{start && start->size() == bank_.size ? *start : pcr_reset_value(bank_, pcr)};
+    }
+    return slot->second;
+  }
+
   const Bank& bank_;
   const ExpectedPcrs& expected_;
   const ExpectedPcrs& base_;
@@ -84,8 +92,12 @@ std::vector<Bank> banks_of_size(std::size_t size) {
 constexpr std::size_t kEntriesAStep = 4096;
 
 BankReplay replay_bank(const std::vector<DecodedRecord>& log, const Bank& bank, const ExpectedPcrs& expected,
-                       const ExpectedPcrs& base, bool padded, std::optional<std::uint64_t>& fits, const VerifyProgress& progress) {
+                       const ExpectedPcrs& base, bool padded, std::optional<std::uint64_t>& fits, const VerifyProgress& progress,
+                       const VerifyDemands& demands) {
   Replay replay(bank, expected, base);
+  for (const std::uint32_t pcr : demands.pcrs) {
+    if (value_of(expected, bank, pcr)) replay.begin(pcr);
+  }
   Bank shown = bank;
   if (padded) shown.hash.reset();  // entries are computed as for a bank nobody knows, PCRs as they are
   for (std::size_t i = 0; i < log.size(); ++i) {
@@ -105,10 +117,37 @@ BankReplay replay_bank(const std::vector<DecodedRecord>& log, const Bank& bank, 
   return result;
 }
 
+// Why a log that fits all there is to compare with is not verified, a sentence each.
+std::vector<std::string> unchecked_points(const std::vector<DecodedRecord>& log, const std::vector<BankReplay>& banks, const ExpectedPcrs& base,
+                                          const VerifyDemands& demands) {
+  std::set<std::uint32_t> used;
+  for (const DecodedRecord& record : log) used.insert(record.entry.pcr);
+  std::set<std::uint32_t> wanted = demands.pcrs;
+  wanted.insert(used.begin(), used.end());
+  std::vector<std::string> points;
+  for (const std::uint32_t pcr : wanted) {
+    const std::string name = "PCR " + std::to_string(pcr);
+    const bool is_compared = std::any_of(banks.begin(), banks.end(), [&](const BankReplay& bank) {
+      const auto found = bank.expected.find(pcr);
+      return found != bank.expected.end() && found->second.has_value();
+    });
+    const bool has_base = std::any_of(banks.begin(), banks.end(), [&](const BankReplay& bank) { return value_of(base, bank.bank, pcr) != nullptr; });
+    if (!is_compared) points.push_back(name + " has no value to compare with");
+    else if (!used.contains(pcr) && !has_base) points.push_back("the log has no entry of " + name);
+  }
+  for (const BankReplay& bank : banks) {
+    if (bank.used_padded_sha1 && !demands.may_be_padded_sha1) {
+      points.push_back("bank " + name_of(bank.bank) + " holds SHA-1 digests padded with zeros, and is as weak as they are");
+    }
+  }
+  return points;
+}
+
 }  // namespace
 
 Verification verify_log(const std::vector<DecodedRecord>& log, std::size_t digest_bytes, const std::vector<Bank>& banks,
-                        const ExpectedPcrs& expected, const ExpectedPcrs& base, const VerifyProgress& progress) {
+                        const ExpectedPcrs& expected, const ExpectedPcrs& base, const VerifyProgress& progress,
+                        const VerifyDemands& demands) {
   Verification verification;
   verification.entries = log.size();
   const std::vector<Bank> of_that_size = banks_of_size(digest_bytes);
@@ -126,10 +165,10 @@ Verification verify_log(const std::vector<DecodedRecord>& log, std::size_t diges
   for (const Bank& bank : banks) {
     if (!bank.hash) continue;
     std::optional<std::uint64_t> fits;
-    BankReplay replay = replay_bank(log, bank, expected, base, false, fits, progress);
+    BankReplay replay = replay_bank(log, bank, expected, base, false, fits, progress, demands);
     if (!replay.matches) {
       std::optional<std::uint64_t> padded_fits;
-      BankReplay padded = replay_bank(log, bank, expected, base, true, padded_fits, progress);
+      BankReplay padded = replay_bank(log, bank, expected, base, true, padded_fits, progress, demands);
       if (padded.matches) replay = std::move(padded);
     }
     for (const auto& [pcr, wanted] : replay.expected) compared |= wanted.has_value();
@@ -143,12 +182,15 @@ Verification verify_log(const std::vector<DecodedRecord>& log, std::size_t diges
   }
   if (!matches) {
     verification.verdict = Verdict::kMismatch;
-  } else if (compared) {
-    verification.verdict = Verdict::kVerified;
-    verification.message = "the log replays to the PCR";
-  } else {
-    verification.message = "nothing to compare with: the replayed values are shown";
+    return verification;
   }
+  if (!compared) {
+    verification.message = "nothing to compare with: the replayed values are shown";
+    return verification;
+  }
+  verification.unchecked = unchecked_points(log, verification.banks, base, demands);
+  verification.verdict = verification.unchecked.empty() ? Verdict::kVerified : Verdict::kNotChecked;
+  verification.message = verification.unchecked.empty() ? "the log replays to the PCR" : verification.unchecked.front();
   return verification;
 }
 

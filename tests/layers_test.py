@@ -13,7 +13,7 @@ HEADERS = {
     'core': {'check.h', 'guarded.h', 'result.h', 'unique_fd.h', 'worker_pool.h', 'pcr_extender.h', 'reaper.h'},
     'tpm': {'tpm_connection.h'},
     'fs': {'absent_names.h', 'file_system_kind.h', 'path_cache.h'},
-    'app': {'exit_code.h', 'version.h'},
+    'app': {'bounded_json.h', 'cli_attest.h', 'exit_code.h', 'version.h'},
 }
 
 # Who may include a C library or one that is heavy to compile; nobody else does.

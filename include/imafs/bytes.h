@@ -38,7 +38,14 @@ std::uint32_t load_be32(ByteView bytes);
 std::string to_hex(ByteView bytes);
 std::string to_base64(ByteView bytes);
 
-// '?' for each control byte that is not in `kept`: what others have named shall not draw on a terminal, nor end a line.
+// The length of the well-formed UTF-8 sequence at the start of `text`, 1 to 4; 0: there is none. REQUIRES: text is not empty
+std::size_t utf8_sequence(std::string_view text);
+// Whether a well-formed sequence is a control character or ends a line for some reader: U+0000 to U+001F, U+007F to
+// U+009F, U+2028, U+2029.
+bool is_control(std::string_view sequence);
+// '?' for each control character that is not in `kept`, for each one that changes the direction of the text around it
+// (U+202A to U+202E, U+2066 to U+2069, the marks U+061C, U+200E, U+200F), and for each byte that is no UTF-8: what others
+// have named neither draws on a terminal nor ends a line. The result is well-formed UTF-8.
 std::string printable(std::string_view text, std::string_view kept = {});
 void append_hex(std::string& out, ByteView bytes);
 // Either case; nothing for an odd length or a character that is no hex digit.

@@ -25,6 +25,7 @@ ExitCode run_log_export(const LogExportOptions& options);
 struct LogTrimOptions {
   std::string mountpoint;
   std::uint64_t keep = 0;  // the newest entries that stay
+  std::string tcti;        // as `imafs verify --tcti`
 };
 // Verifies first; kMismatch: the log does not fit, and stays whole.
 ExitCode run_log_trim(const LogTrimOptions& options);

@@ -1,6 +1,7 @@
 // What an entry of the log says, whatever its template: for exports, checks against a manifest, and reports.
 #pragma once
 
+#include <cstdint>
 #include <string>
 
 #include "imafs/log_entry.h"
@@ -15,7 +16,10 @@ struct EntryView {
   Bytes signature;
   Bytes data;             // of an ima-buf entry
 
-  bool is_file() const { return data.empty() && name != "boot_aggregate"; }
+  // Whether it is about a file. `index`: of the entry, counted from the first one after the PCRs' reset, archives included: the
+  // boot_aggregate is the first entry and nothing else; a file may be called so, too.
+  bool is_file(std::uint64_t index) const { return data.empty() && !is_boot_aggregate(index); }
+  bool is_boot_aggregate(std::uint64_t index) const { return index == 0 && data.empty() && name == "boot_aggregate"; }
 };
 
 EntryView view_of(const LogEntry& entry);

@@ -19,6 +19,9 @@ void append_binary(Bytes& out, const LogEntry& entry, ByteView template_digest,
 void append_ascii(std::string& out, const LogEntry& entry, ByteView template_digest,
                   ByteOrder order = ByteOrder::kLittle);
 
+// The longest name that a log is believed to hold: a path of PATH_MAX bytes, each of them percent-encoded, behind a prefix.
+inline constexpr std::size_t kMaxLoggedName = std::size_t{32} << 10;
+
 struct DecodedRecord {
   LogEntry entry;         // is_violation: the digest is all zeros
   Bytes template_digest;  // as it stands in the record

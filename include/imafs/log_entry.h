@@ -102,7 +102,7 @@ BankValues extend_values(const LogEntry& entry, const std::vector<Bank>& banks,
 
 // The name of a file as an entry carries it (before ' ' becomes '_').
 // IMA: the kernel writes any byte but NUL and lets it break the line. We write a path that holds a
-// control byte, 0x7f or is not valid UTF-8 as "//" + path with those bytes and '%' percent-encoded:
+// control character (C0, 0x7f, C1, U+2028, U+2029) or is not valid UTF-8 as "//" + path with those bytes and '%' percent-encoded:
 // no real path begins with "//", so it is injective, and one entry is one line of UTF-8.
 std::string loggable_name(std::string_view path);
 

@@ -2,7 +2,7 @@
 #pragma once
 
 #include <map>
-#include <regex>
+#include <memory>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -10,11 +10,27 @@
 #include "imafs/bytes.h"
 #include "imafs/result.h"
 
+namespace re2 {
+class RE2;
+}
+
 namespace imafs {
+
+// A regular expression (RE2's syntax) that leaves out names which begin with a match of it, as Keylime's excludes do. Takes time
+// and memory in proportion to the name, whatever both are. Immutable; copies share what was compiled.
+class Exclude {
+ public:
+  // EINVAL: no regular expression, with what is wrong with it; RE2 knows neither back references nor look-around.
+  static Result<Exclude> of(const std::string& text);
+  bool matches(std::string_view name) const;
+
+ private:
+  std::shared_ptr<const re2::RE2> compiled_;
+};
 
 struct Manifest {
   std::map<std::string, std::vector<Bytes>, std::less<>> digests;  // by name as logged: blanks are '_'
-  std::vector<std::regex> excludes;                                // matched at the beginning of the name, as Keylime does
+  std::vector<Exclude> excludes;
 
   enum class Answer { kAllowed, kExcluded, kUnknownFile, kOtherDigest };
   Answer ask(const std::string& logged_name, const Bytes& digest) const;

@@ -19,6 +19,9 @@ Status pwrite_all(int fd, ByteView bytes, std::uint64_t offset);
 
 // Reads up to `limit` bytes of the file at `path`; EFBIG if there are more.
 Result<std::string> read_file(const std::string& path, std::size_t limit);
+// The same of a file that somebody else may have put there: the path's last part is no symlink and the file a regular one, or EBADMSG (a
+// FIFO holds nobody up); one that is too large is not read at all.
+Result<std::string> read_regular_file(const std::string& path, std::size_t limit);
 // Reads from `offset` until `out` is full or the end of file; returns the bytes read.
 Result<std::size_t> pread_full(int fd, std::span<std::uint8_t> out, std::uint64_t offset);
 

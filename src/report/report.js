@@ -23,7 +23,7 @@
   // ---- the head ----
 
   $('target').textContent = data.target;
-  const words = { verified: 'Verified', mismatch: 'Mismatch', 'not-compared': 'Not compared' };
+  const words = { verified: 'Verified', mismatch: 'Mismatch', incomplete: 'Incomplete' };
   $('verdict').textContent = `${words[data.verification.verdict]}: ${data.verification.message}`;
   $('verdict').className = data.verification.verdict;
   $('about').textContent = `As of ${time(data.made)} UTC` + (data.backing ? `, shows ${data.backing}` : '') +

@@ -36,6 +36,8 @@ class Quoted(unittest.TestCase):
         self.addCleanup(shutil.rmtree, self.copy)
 
     def judge(self, *words, nonce=NONCE, check=0):
+        if '--ak' not in words:
+            words += ('--ak', self.mount.work + '/quote/ak.pem')
         return tool('verify', '--quote', self.copy, '--nonce', nonce, *words, check=check)
 
     def failing(self, *words, **more):
@@ -61,7 +63,8 @@ class Quoted(unittest.TestCase):
         self.assertIn('21 files, 0 not accepted', done.stdout)
         found = json.loads(self.judge('--json'))
         self.assertEqual({'verified', 24}, {found['verdict'], found['entries']})
-        self.assertEqual(['signature', 'nonce', 'pcrs', 'log', 'boot_aggregate'], [check['name'] for check in found['checks'] if check['holds']])
+        self.assertIs(True, found['holds'])
+        self.assertEqual(['key', 'signature', 'nonce', 'pcrs', 'log', 'boot_aggregate'], [check['name'] for check in found['checks'] if check['holds']])
 
     def test_tpm2_checkquote_accepts_the_same_files(self):
         words = ['tpm2_checkquote', '-u', 'ak.pem', '-m', 'quote.msg', '-s', 'quote.sig', '-g', 'sha256', '-q', NONCE,
@@ -77,7 +80,7 @@ class Quoted(unittest.TestCase):
         subprocess.run(['openssl', 'genpkey', '-algorithm', 'EC', '-pkeyopt', 'ec_paramgen_curve:P-256', '-out', 'key'], cwd=self.copy, check=True,
                        stderr=subprocess.DEVNULL)
         subprocess.run(['openssl', 'pkey', '-in', 'key', '-pubout', '-out', 'other.pem'], cwd=self.copy, check=True)
-        self.assertEqual(['signature'], self.failing('--ak', self.copy + '/other.pem'))
+        self.assertEqual(['key', 'signature'], self.failing('--ak', self.copy + '/other.pem'))
 
     def test_each_byte_of_the_signature_and_the_quote_matters(self):
         for name in ('quote.sig', 'quote.msg'):
@@ -161,10 +164,11 @@ class Quoted(unittest.TestCase):
             with open(self.copy + '/text', 'w') as file:
                 file.write(text)
             self.assertRegex(self.judge('--ak', self.copy + '/text', check=2), r"^imafs: '.*/text' is no public key")
-        for about in ('', '[]', '{"pcr": "x"}', '{"pcr": 10, "base": 5}', '{"pcr": -1}', '{"pcr": 1e99}', '{"base": "nonsense"}', '{"pcr": 10,'):
+        # What the evidence says about itself is for people: no verdict depends on it.
+        for about in ('', '[]', '{"pcr": "x"}', '{"pcr": 1e99}', '{"base": "nonsense"}', '{"pcr": 10,'):
             with open(self.copy + '/about.json', 'w') as file:
                 file.write(about)
-            self.assertRegex(self.judge(check=2), r"^imafs: .*about\.json.*\n$")
+            self.judge()
         for handle in ('0x81000099', '0x40000001', '0x3'):
             said = tool('quote', self.mount.path, '--nonce', '00', '-o', self.copy, '--ak', handle, check=6)
             self.assertRegex(said, r'^imafs: no attestation key at that handle.*\n$')

@@ -116,7 +116,7 @@ class Report(unittest.TestCase):
             state = mount.state
             mount.stop()
             report(state + '/journal', path)  # of a mount that is no more
-            self.assertIn('Not compared', load(path)[0].ids['verdict'])
+            self.assertIn('Incomplete', load(path)[0].ids['verdict'])
 
     def test_a_log_that_does_not_fit_says_so_on_top(self):
         with Mount() as mount:

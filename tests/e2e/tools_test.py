@@ -134,7 +134,7 @@ class Archives(unittest.TestCase):
             self.assertEqual(8, len(mount.names()))
             self.assertEqual(0, mount.verify().returncode)
             found = json.loads(tool('verify', '--state', mount.state, '--json'))
-            self.assertEqual([('archive/1', 'verified'), ('journal', 'not-compared')],
+            self.assertEqual([('archive/1', 'verified'), ('journal', 'incomplete')],
                              [(one['log'], one['verdict']) for one in found])
             self.assertEqual(18, len(tool('log', mount.state + '/archive/1').splitlines()))
 
@@ -184,7 +184,7 @@ class Progress(unittest.TestCase):
             os.close(terminal)
             self.assertEqual(2, os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))  # nothing to compare with
             self.assertRegex(seen, rb'[0-9]+ of 1000000 steps, [0-9]+ %')
-            self.assertRegex(seen, rb'not compared: .*200000 entries')
+            self.assertRegex(seen, rb'incomplete: .*200000 entries')
             self.assertNotIn('steps', tool('verify', work + '/log', check=2))
 
 
