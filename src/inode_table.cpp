@@ -87,7 +87,7 @@ class Table final : public InodeTable {
     Node& root = nodes_[kRootNode];
     root.identity = {0, attr.st_dev, attr.st_ino};
     root.lookups = 1;
-    pinned_[kRootNode] = std::make_shared<const UniqueFd>(::fcntl(tree.root(), F_DUPFD_CLOEXEC, 0));
+    pinned_[kRootNode].fd = std::make_shared<const UniqueFd>(::fcntl(tree.root(), F_DUPFD_CLOEXEC, 0));
     by_identity_[root.identity] = kRootNode;
   }
 
@@ -132,7 +132,7 @@ class Table final : public InodeTable {
     return numbers;
   }
   void did_rename(NodeId parent, std::string_view name, NodeId new_parent, std::string_view new_name, bool exchanged) override;
-  void will_unlink(NodeId parent, std::string_view name) override;
+  Pin will_unlink(NodeId parent, std::string_view name) override;
   std::string path_of(NodeId id, std::uint32_t tid) const override;
   std::optional<std::pair<NodeId, std::string>> name_of(NodeId id) const override;
 
@@ -140,6 +140,7 @@ class Table final : public InodeTable {
   // `fd`: the child's, or -1: then it is `name` in `directory`.
   Result<Found> enter(int fd, NodeId parent, int directory, std::uint16_t mount, std::string_view name, const Seen& seen,
                       std::uint32_t tid);
+  void end_pin(NodeId id, bool keep) override;
   void set_name(NodeId id, NodeId parent, std::string_view name, std::uint32_t tid);
   void drop_name(Name& name);
   void erase_if_unused(NodeId id);
@@ -155,7 +156,12 @@ class Table final : public InodeTable {
   std::unordered_map<Identity, NodeId, HashIdentity> by_identity_;
   NodeId next_id_ = kRootNode + 1;
   PathCache cache_;
-  std::unordered_map<NodeId, PathFd> pinned_;  // of the root, and of what is about to be unlinked, or was
+  struct Pinned {
+    PathFd fd;
+    unsigned attempts = 0;  // at unlinking it, under way
+    bool unlinked = false;
+  };
+  std::unordered_map<NodeId, Pinned> pinned_;  // the root, and what is about to be unlinked, or was
 };
 
 std::optional<std::uint16_t> Table::mount_of(NodeId id) const {
@@ -279,7 +285,7 @@ void Table::erase_if_unused(NodeId id) {
     if (mine != by_identity_.end() && mine->second == id) by_identity_.erase(mine);
     cache_.drop(id);
     if (const auto pin = pinned_.find(id); pin != pinned_.end()) {
-      cache_.close_later(std::move(pin->second));
+      cache_.close_later(std::move(pin->second.fd));
       pinned_.erase(pin);
     }
     std::vector<Name> names = std::move(node.names);
@@ -316,7 +322,7 @@ Result<PathFd> Table::path_fd(NodeId id) {
   {
     const std::lock_guard lock(mutex_);
     if (auto kept = cache_.use(id)) return kept;
-    if (const auto pin = pinned_.find(id); pin != pinned_.end()) return pin->second;
+    if (const auto pin = pinned_.find(id); pin != pinned_.end()) return pin->second.fd;
     const auto found = nodes_.find(id);
     if (found == nodes_.end()) return fail(ESTALE, "the file is not known any more");
     handle = found->second.handle;
@@ -393,18 +399,32 @@ Result<UniqueFd> Table::open(NodeId id, int flags) {
   return fd;
 }
 
-void Table::will_unlink(NodeId parent, std::string_view name) {
+InodeTable::Pin Table::will_unlink(NodeId parent, std::string_view name) {
   auto directory = path_fd(parent);
-  if (!directory) return;
+  if (!directory) return {};
   UniqueFd fd(::openat((*directory)->get(), std::string(name).c_str(), O_PATH | O_NOFOLLOW | O_CLOEXEC));
-  if (!fd) return;
+  if (!fd) return {};
   const auto seen = look_at(fd.get(), "", AT_EMPTY_PATH);
-  if (!seen || (!S_ISDIR(seen->attr.st_mode) && seen->attr.st_nlink > 1)) return;
+  if (!seen || (!S_ISDIR(seen->attr.st_mode) && seen->attr.st_nlink > 1)) return {};
   auto pin = std::make_shared<const UniqueFd>(std::move(fd));
   const std::lock_guard lock(mutex_);
   const NodeId id = known(mount_of(parent).value_or(0), *seen);
-  if (id == 0 || id == kRootNode || pinned_.contains(id)) return;
-  pinned_.emplace(id, std::move(pin));
+  if (id == 0 || id == kRootNode) return {};
+  Pinned& pinned = pinned_[id];
+  if (!pinned.fd) pinned.fd = std::move(pin);
+  ++pinned.attempts;
+  return {*this, id};
+}
+
+void Table::end_pin(NodeId id, bool keep) {
+  const std::lock_guard lock(mutex_);
+  const auto pin = pinned_.find(id);
+  if (pin == pinned_.end()) return;  // the kernel has forgotten it meanwhile
+  --pin->second.attempts;
+  pin->second.unlinked |= keep;
+  if (pin->second.attempts > 0 || pin->second.unlinked) return;
+  cache_.close_later(std::move(pin->second.fd));
+  pinned_.erase(pin);
 }
 
 void Table::rename_one(NodeId parent, std::string_view name, NodeId new_parent, std::string_view new_name) {

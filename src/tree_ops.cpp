@@ -80,7 +80,7 @@ Status TreeOps::resize(NodeId node, off_t size, std::uint64_t handle) {
       if (!own) return fail(own.error());
       return done(::ftruncate(own->fd, size), "truncate");
     }
-    const auto fd = table_.open(node, O_WRONLY | O_CLOEXEC);
+    const auto fd = table_.open(node, O_WRONLY | O_NONBLOCK | O_CLOEXEC);
     if (!fd) return fail(fd.error());
     return done(::ftruncate(fd->get(), size), "truncate");
   };
@@ -199,15 +199,19 @@ Result<TreeOps::Found> TreeOps::make_link(NodeId node, NodeId parent, const char
 Status TreeOps::unlink(NodeId parent, const char* name) {
   auto fd = table_.path_fd(parent);
   if (!fd) return fail(fd.error());
-  table_.will_unlink(parent, name);
-  return done(::unlinkat((*fd)->get(), name, 0), "unlink");
+  auto pin = table_.will_unlink(parent, name);
+  auto status = done(::unlinkat((*fd)->get(), name, 0), "unlink");
+  if (status) pin.keep();
+  return status;
 }
 
 Status TreeOps::remove_directory(NodeId parent, const char* name) {
   auto fd = table_.path_fd(parent);
   if (!fd) return fail(fd.error());
-  table_.will_unlink(parent, name);
-  return done(::unlinkat((*fd)->get(), name, AT_REMOVEDIR), "rmdir");
+  auto pin = table_.will_unlink(parent, name);
+  auto status = done(::unlinkat((*fd)->get(), name, AT_REMOVEDIR), "rmdir");
+  if (status) pin.keep();
+  return status;
 }
 
 Status TreeOps::rename(NodeId parent, const char* name, NodeId new_parent, const char* new_name, unsigned flags,
@@ -217,13 +221,14 @@ Status TreeOps::rename(NodeId parent, const char* name, NodeId new_parent, const
   auto to = table_.path_fd(new_parent);
   if (!to) return fail(to.error());
   const bool exchange = (flags & RENAME_EXCHANGE) != 0;
-  if (!exchange && (flags & RENAME_NOREPLACE) == 0) table_.will_unlink(new_parent, new_name);
+  auto pin = !exchange && (flags & RENAME_NOREPLACE) == 0 ? table_.will_unlink(new_parent, new_name) : InodeTable::Pin();
   {
     // What stays behind of a renaming to a whiteout is new, and the caller's.
     std::optional<ActAs> identity;
     if ((flags & RENAME_WHITEOUT) != 0) identity.emplace(caller, false);
     if (::renameat2((*from)->get(), name, (*to)->get(), new_name, flags) != 0) return fail(errno_error("rename"));
   }
+  pin.keep();
   table_.did_rename(parent, name, new_parent, new_name, exchange);
   return {};
 }

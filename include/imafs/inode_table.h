@@ -70,15 +70,36 @@ class InodeTable {
   // Keeps names true to what was just done in the tree.
   virtual void did_rename(NodeId parent, std::string_view name, NodeId new_parent,
                           std::string_view new_name, bool exchanged) = 0;
-  // Before a name is taken away (unlink, rmdir, rename over): pins a descriptor of the known inode
-  // behind it, so that it stays reachable when its last name is gone.
-  virtual void will_unlink(NodeId parent, std::string_view name) = 0;
+  // A descriptor of a known inode whose last name is about to go, so that it stays reachable afterwards. It is given back
+  // when this ends, unless the name has gone: then it stays until the kernel forgets the inode.
+  class Pin {
+   public:
+    Pin() = default;
+    Pin(InodeTable& table, NodeId id) : table_(&table), id_(id) {}
+    Pin(Pin&& other) noexcept : table_(std::exchange(other.table_, nullptr)), id_(other.id_) {}
+    Pin& operator=(Pin&&) = delete;
+    ~Pin() {
+      if (table_) table_->end_pin(id_, false);
+    }
+    void keep() {
+      if (table_) std::exchange(table_, nullptr)->end_pin(id_, true);
+    }
+
+   private:
+    InodeTable* table_ = nullptr;
+    NodeId id_ = 0;
+  };
+  // Before a name is taken away (unlink, rmdir, rename over). Empty: nothing behind it that would get lost.
+  virtual Pin will_unlink(NodeId parent, std::string_view name) = 0;
 
   // The absolute path inside the mount ("/usr/bin/env"), by the name `tid` looked up last, else the
   // name looked up last by anybody; a deleted file keeps its last name.
   virtual std::string path_of(NodeId id, std::uint32_t tid) const = 0;
   // The name it was looked up by last, and in which directory; nothing for the root and dead numbers.
   virtual std::optional<std::pair<NodeId, std::string>> name_of(NodeId id) const = 0;
+
+ private:
+  virtual void end_pin(NodeId id, bool keep) = 0;
 };
 
 }  // namespace imafs
