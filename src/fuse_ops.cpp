@@ -104,7 +104,19 @@ void do_setattr(fuse_req_t request, fuse_ino_t node, struct stat* attr, int what
   change.kill_suidgid = (what & kill) != 0 || ((what & FUSE_SET_ATTR_SIZE) != 0 && caller.uid != 0);
   change.is_empty = what == 0;
   if (file) change.handle = file->fh;
-  reply_attr(request, node, context_of(request).ops.set_attr(node, change, caller));
+  FuseContext& context = context_of(request);
+  auto changed = context.ops.set_attr(node, change, caller);
+  if (changed || changed.error().code != EWOULDBLOCK) return reply_attr(request, node, std::move(changed));
+  // A lease of somebody else, who may take a minute to give it back.
+  context.workers.post(caller.uid, [&context, request, node, change, caller] {
+    constexpr std::chrono::milliseconds kAskAgain{10};
+    auto later = context.ops.set_attr(node, change, caller);
+    while (!later && later.error().code == EWOULDBLOCK) {
+      std::this_thread::sleep_for(kAskAgain);
+      later = context.ops.set_attr(node, change, caller);
+    }
+    reply_attr(request, node, std::move(later));
+  });
 }
 
 void do_readlink(fuse_req_t request, fuse_ino_t node) {

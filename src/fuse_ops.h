@@ -9,6 +9,7 @@
 
 #include "absent_names.h"
 #include "imafs/control_dir.h"
+#include "imafs/fair_workers.h"
 #include "imafs/fuse_session.h"
 #include "imafs/inode_table.h"
 #include "imafs/open_files.h"
@@ -27,6 +28,7 @@ struct FuseContext {
   OpenFiles& files;
   TreeOps& ops;
   Reaper& reaper;
+  FairWorkers& workers;
   ControlDir& control;
   const TreeWatch* watch;  // null: nobody tells of changes beside the mount
   InodeNumbers& numbers;

@@ -18,6 +18,7 @@
 #include <utility>
 
 #include "fuse_ops.h"
+#include "imafs/worker_pool.h"
 #include "inode_numbers.h"
 
 namespace imafs {
@@ -88,11 +89,11 @@ class Session final : public FuseSession {
         reaper_(cached_descriptors()),
         table_(InodeTable::create(tree, cached_descriptors(), reaper_)),
         notices_(1),
-        files_(open_file_options(), kernel(), tree, *table_, gate, reaper_),
+        files_(open_file_options(), kernel(), tree, *table_, gate, reaper_, workers_),
         ops_(*table_, files_, options_.passthrough),
         numbers_(table_->identity_of(kRootNode).first),
         wake_(options_.low_latency),
-        context_{options_, *table_, files_, ops_, reaper_, control, nullptr, numbers_, absent_, wake_, [this](auto* connection) { initialize(connection); },
+        context_{options_, *table_, files_, ops_, reaper_, workers_, control, nullptr, numbers_, absent_, wake_, [this](auto* connection) { initialize(connection); },
                  [this](NodeId parent, std::string name) { expire(parent, std::move(name)); }} {}
 
   ~Session() override {
@@ -310,6 +311,7 @@ class Session final : public FuseSession {
   std::atomic<bool> root_is_known_{false};
   WorkerPool notices_;
   std::unique_ptr<TreeWatch> watch_;  // null: not wanted, or not to be had; opens that are under way ask it to the end
+  FairWorkers workers_{{}};
   OpenFiles files_;
   TreeOps ops_;
   InodeNumbers numbers_;

@@ -76,13 +76,14 @@ struct OpenFiles::Opening {
   Request request;
   Done done;
   File* file = nullptr;
-  bool in_pool = false;
+  bool in_pool = false;  // on a thread of its own, which may wait
   OpenFacts facts;
   std::vector<MeasureOrder> orders;
   std::uint32_t log = 0;  // the log they are for: MeasureGate::log_generation()
   std::string path;  // known once an entry or a rule needs it
 
   bool created = false;  // the open made the file
+  Writers writers = Writers::kNone;  // who has it open for writing, once that was asked
 
   // IMA: access mode 3 gives neither reading nor writing and counts as neither in the kernel. It breaks leases as a
   // writer does, and who may ask for it may write: here it is a writer.

@@ -18,17 +18,18 @@ constexpr std::size_t kMayWait = 100;  // descriptors beyond the limit, if there
 // RELEASE can overtake the end of the close(2) it tells of.
 constexpr auto kCloseEnds = std::chrono::milliseconds(2);
 
-unsigned pool_size() { return std::max(4U, std::thread::hardware_concurrency()); }
+constexpr uid_t kOurselves = ~uid_t{0};  // whose jobs are nobody's
 
 }  // namespace
 
-OpenFiles::OpenFiles(Options options, Kernel kernel, BackingTree& tree, InodeTable& table, MeasureGate& gate, Reaper& reaper)
-    : options_(options), kernel_(std::move(kernel)), tree_(tree), table_(table), gate_(gate), reaper_(reaper), pool_(pool_size()) {
+OpenFiles::OpenFiles(Options options, Kernel kernel, BackingTree& tree, InodeTable& table, MeasureGate& gate, Reaper& reaper,
+                     FairWorkers& workers)
+    : options_(options), kernel_(std::move(kernel)), tree_(tree), table_(table), gate_(gate), reaper_(reaper), workers_(workers) {
   if (options_.leases) leases_ = LeaseKeeper::start([this](LeaseKeeper::Breaks breaks) { on_breaks(std::move(breaks)); }, [this] { on_tick(); });
 }
 
 OpenFiles::~OpenFiles() {
-  pool_.finish();  // it may be asking for leases
+  workers_.finish();  // it may be asking for leases
   breaks_.finish();
   violations_.finish();
   leases_.reset();
@@ -44,8 +45,9 @@ Result<OpenFiles::Writable> OpenFiles::writable(std::uint64_t handle) {
   if (!open->writes) return fail(EBADF, "not open for writing");
   // `writer` is set before the handle is given out and lives as long as any handle that writes.
   if (open->file->writer) return Writable{open->file->writer.get(), UniqueFd()};
-  auto fd = table_.open(open->file->node, O_RDWR | O_CLOEXEC);
-  if (!fd && fd.error().code == EPERM) fd = table_.open(open->file->node, O_RDWR | O_APPEND | O_CLOEXEC);  // append-only
+  // As long as it is open for writing nobody has a lease that this would wait for.
+  auto fd = table_.open(open->file->node, O_RDWR | O_NONBLOCK | O_CLOEXEC);
+  if (!fd && fd.error().code == EPERM) fd = table_.open(open->file->node, O_RDWR | O_APPEND | O_NONBLOCK | O_CLOEXEC);  // append-only
   if (!fd) return fail(fd.error());
   Writable own;
   own.fd = fd->get();
@@ -126,12 +128,8 @@ void OpenFiles::leave_busy(File& file, Lock& lock) {
     auto next = std::move(file.waiting.front());
     file.waiting.pop_front();
     file.broken = false;
-    // The pool takes it: a queue of opens must not grow our stack, nor hold up the reply of this one.
-    auto shared = std::make_shared<std::unique_ptr<Opening>>(std::move(next));
-    pool_.post([this, shared] {
-      (*shared)->in_pool = true;
-      run(std::move(*shared));
-    });
+    // Another thread takes it: a queue of opens must not grow our stack, nor hold up the reply of this one.
+    hand_over(std::move(next), [this](std::unique_ptr<Opening> taken) { run(std::move(taken)); });
     return;
   }
   file.busy = false;
@@ -185,7 +183,7 @@ void OpenFiles::note_mappings(File& file, bool again) {
     file.mapped = others && sure;
     file.unsure = others && !sure;
   }
-  if (!sure) pool_.post([this, node = file.node] { ask_again_for_mappings(node); });
+  if (!sure) workers_.post(kOurselves, [this, node = file.node] { ask_again_for_mappings(node); });
 }
 
 void OpenFiles::ask_again_for_mappings(NodeId node) {

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <charconv>
 #include <cstring>
+#include <thread>
 #include <tuple>
 
 #include "imafs/file_hasher.h"
@@ -20,6 +21,9 @@ constexpr int kExecFlag = 0x20;  // __FMODE_EXEC: the kernel's mark of execve's 
 
 // Files up to this size are hashed by the thread that serves the request: a hand-over costs more.
 constexpr std::int64_t kInlineSize = 128 * 1024;
+
+// How often an open that a lease of somebody else holds up is tried again.
+constexpr auto kAskAgain = std::chrono::milliseconds(10);
 
 // The mask of the kernel's open event, from the flags: what it calls acc_mode.
 unsigned mask_of(int flags) {
@@ -113,6 +117,9 @@ class OpenFiles::RequestFacts final : public EventSource {
 
 void OpenFiles::run(std::unique_ptr<Opening> opening) {
   Status status = prepare(*opening);
+  if (!status && status.error().code == EWOULDBLOCK && !opening->in_pool) {
+    return hand_over(std::move(opening), [this](std::unique_ptr<Opening> taken) { run(std::move(taken)); });
+  }
   if (status) status = log_owed_violation(*opening->file);
   if (status) status = learn_content(*opening);
   if (status) {
@@ -124,24 +131,41 @@ void OpenFiles::run(std::unique_ptr<Opening> opening) {
     if (!opening->request.unnamed) opening->orders = gate_.must_measure(opening->facts, opening->request.who, source);
     if (!opening->orders.empty() && !opening->file->anchor) status = fail(EACCES, "a file that cannot be read cannot be measured");
   }
-  if (!status) {
-    finish(std::move(opening), std::move(status));
-    return;
-  }
+  if (!status) return finish(std::move(opening), std::move(status));
   if (!opening->in_pool && !hashes_inline(*opening)) {
-    opening->in_pool = true;
-    auto shared = std::make_shared<std::unique_ptr<Opening>>(std::move(opening));
-    pool_.post([this, shared] {
-      Opening& here = **shared;
-      Status done = here.writes() ? open_for_writing(here) : open_for_reading(here);
-      finish(std::move(*shared), std::move(done));
-    });
-    return;
+    return hand_over(std::move(opening), [this](std::unique_ptr<Opening> taken) { carry_out(std::move(taken)); });
   }
+  carry_out(std::move(opening));
+}
+
+void OpenFiles::carry_out(std::unique_ptr<Opening> opening) {
   const bool took_place = !opening->in_pool && !opening->orders.empty();  // reading may drop orders
-  status = opening->writes() ? open_for_writing(*opening) : open_for_reading(*opening);
+  Status status = opening->writes() ? judge_writing(*opening) : judge_reading(*opening);
   if (took_place) inline_hashes_.fetch_sub(1);
-  finish(std::move(opening), std::move(status));
+  if (!status) return finish(std::move(opening), std::move(status));
+  status = act(*opening);
+  if (status || status.error().code != EWOULDBLOCK || opening->in_pool) return finish(std::move(opening), std::move(status));
+  hand_over(std::move(opening), [this](std::unique_ptr<Opening> taken) {
+    Status done = act(*taken);
+    finish(std::move(taken), std::move(done));
+  });
+}
+
+void OpenFiles::hand_over(std::unique_ptr<Opening> opening, std::function<void(std::unique_ptr<Opening>)> go_on) {
+  opening->in_pool = true;
+  const uid_t user = opening->request.who.uid;
+  auto shared = std::make_shared<std::unique_ptr<Opening>>(std::move(opening));
+  workers_.post(user, [shared, go_on = std::move(go_on)] { go_on(std::move(*shared)); });
+}
+
+// A descriptor of the file. A lease of somebody else may hold that up for as long as its holder likes, up to a minute: then
+// a request thread gets EWOULDBLOCK, and a thread of its own waits.
+Result<UniqueFd> OpenFiles::open_backing(const Opening& opening, int flags) {
+  for (;;) {
+    auto fd = table_.open(opening.request.node, flags | O_NONBLOCK | O_CLOEXEC);
+    if (fd || fd.error().code != EWOULDBLOCK || !opening.in_pool) return fd;
+    std::this_thread::sleep_for(kAskAgain);
+  }
 }
 
 // Whether this thread may do what is left. Takes one of the places if so.
@@ -182,8 +206,8 @@ Status OpenFiles::prepare(Opening& opening) {
     if (made_for_reading) {
       file.anchor = std::move(created);
     } else {
-      auto fd = table_.open(file.node, O_RDONLY | O_NOATIME | O_CLOEXEC);
-      if (!fd && fd.error().code == EPERM) fd = table_.open(file.node, O_RDONLY | O_CLOEXEC);
+      auto fd = open_backing(opening, O_RDONLY | O_NOATIME);
+      if (!fd && fd.error().code == EPERM) fd = open_backing(opening, O_RDONLY);
       if (fd) {
         file.anchor = std::move(*fd);
       } else if (fd.error().code != EACCES || (opening.request.flags & O_ACCMODE) != O_WRONLY) {
@@ -211,7 +235,8 @@ Status OpenFiles::prepare(Opening& opening) {
   }
   const int flags = opening.request.flags;
   if (file.backing_id == 0 && !file.reader && (flags & O_ACCMODE) != O_WRONLY && (flags & O_NOATIME) == 0) {
-    auto fd = table_.open(file.node, O_RDONLY | O_CLOEXEC);
+    auto fd = open_backing(opening, O_RDONLY);
+    if (!fd && fd.error().code == EWOULDBLOCK) return fail(fd.error());
     if (fd) file.reader = std::move(*fd);
   }
   if (opening.writes() && !opening.created && file.anchor) return may_be_written(file.anchor.get(), flags);
@@ -248,10 +273,11 @@ Status OpenFiles::store_violation(File& file, Violation violation, const Request
   return gate_.store_violation(violation, NamedFile{file.anchor.get(), path, device, inode}, who);
 }
 
-Status OpenFiles::open_for_reading(Opening& opening) {
+// What comes before a reader is let in: the violations and the measuring.
+Status OpenFiles::judge_reading(Opening& opening) {
   File& file = *opening.file;
   Status status;
-  Writers writers = Writers::kNone;
+  Writers& writers = opening.writers;
   bool is_busy_text = false;
   if (!opening.orders.empty()) {
     const auto is_watched = [&] {
@@ -294,12 +320,21 @@ Status OpenFiles::open_for_reading(Opening& opening) {
     if (status) status = measure(opening, writers);
     if (status && is_busy_text) status = fail(ETXTBSY, "open for writing");
   }
-  if (status && (opening.request.flags & O_TRUNC) != 0) status = truncate(opening);
+  return status;
+}
+
+// What the open itself does to the file, once it is judged. EWOULDBLOCK: a lease of somebody else is in the way; all of it may
+// be tried again.
+Status OpenFiles::act(Opening& opening) {
+  if (opening.writes()) return act_for_writing(opening);
+  File& file = *opening.file;
+  Status status;
+  if ((opening.request.flags & O_TRUNC) != 0) status = truncate(opening);
   if (status && file.backing_id == 0 && file.anchor) {
     // The kernel may keep the pages it has if the file is as it was when they were read; while somebody writes to it,
     // no version says that.
     const auto attr = stat_of(file.anchor.get());
-    const FileVersion version = attr && writers == Writers::kNone ? version_of(*attr) : FileVersion{};
+    const FileVersion version = attr && opening.writers == Writers::kNone ? version_of(*attr) : FileVersion{};
     file.keep_cache = version != FileVersion{} && version == file.cached_version && now_ns() - version.ctime_ns > clock_grain_of(version);
     file.cached_version = version;
     if (!file.keep_cache) kernel_.drop_attributes(file.node);
@@ -307,7 +342,7 @@ Status OpenFiles::open_for_reading(Opening& opening) {
   return status;
 }
 
-Status OpenFiles::open_for_writing(Opening& opening) {
+Status OpenFiles::judge_writing(Opening& opening) {
   File& file = *opening.file;
   Status status;
   bool armed = false;
@@ -321,20 +356,24 @@ Status OpenFiles::open_for_writing(Opening& opening) {
     }
   }
   if (status && !opening.orders.empty()) {
-    Writers writers = find_writers(file);
-    status = measure(opening, writers);
+    opening.writers = find_writers(file);
+    status = measure(opening, opening.writers);
   }
   if (!status) return status;
-  if (auto closed = end_writing_phase(file); !closed) return closed;
+  return end_writing_phase(file);
+}
+
+Status OpenFiles::act_for_writing(Opening& opening) {
+  File& file = *opening.file;
   // Our own open would wait for our own lease.
   drop_lease(file);
   cache_.with_existing(file.node, [](FileRecord& record) { record.was_open_for_write(); });
   // What was made for reading and writing may have a mode that forbids us to open it again.
   if (file.backing_id == 0 && !file.writer) file.writer = std::move(opening.request.created);
   if (file.backing_id == 0 && !file.writer) {
-    auto fd = table_.open(file.node, O_RDWR | O_CLOEXEC);
-    if (!fd && fd.error().code == EACCES) fd = table_.open(file.node, O_WRONLY | O_CLOEXEC);
-    if (!fd && fd.error().code == EPERM) fd = table_.open(file.node, O_RDWR | O_APPEND | O_CLOEXEC);  // append-only
+    auto fd = open_backing(opening, O_RDWR);
+    if (!fd && fd.error().code == EACCES) fd = open_backing(opening, O_WRONLY);
+    if (!fd && fd.error().code == EPERM) fd = open_backing(opening, O_RDWR | O_APPEND);  // append-only
     if (!fd) return fail(fd.error());
     file.writer = std::move(*fd);
   }
@@ -342,8 +381,8 @@ Status OpenFiles::open_for_writing(Opening& opening) {
   file.cached_version = {};
   // What the kernel has may be kept for long; from now on it is asked for each time.
   if ((opening.request.flags & O_ACCMODE) == O_RDWR && file.backing_id > 0) kernel_.drop_attributes(file.node);
-  if ((opening.request.flags & O_TRUNC) != 0 && !opening.created) status = truncate(opening);
-  return status;
+  if ((opening.request.flags & O_TRUNC) != 0 && !opening.created) return truncate(opening);
+  return {};
 }
 
 // A writer comes. If others were there before and are gone, what they left is judged now: later their
@@ -374,7 +413,7 @@ Status OpenFiles::end_writing_phase(File& file) {
 Status OpenFiles::truncate(Opening& opening) {
   File& file = *opening.file;
   const bool was_watched = drop_lease(file);
-  auto fd = table_.open(file.node, O_WRONLY | O_CLOEXEC);
+  auto fd = open_backing(opening, O_WRONLY);
   if (!fd) return fail(fd.error());
   if (::ftruncate(fd->get(), 0) != 0) return fail(errno_error("truncate"));
   if (opening.request.kill_suidgid) {

@@ -19,6 +19,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "imafs/fair_workers.h"
 #include "imafs/inode_table.h"
 #include "imafs/lease_keeper.h"
 #include "imafs/measure_cache.h"
@@ -80,9 +81,9 @@ class OpenFiles {
   };
   using Done = std::function<void(Result<Opened>)>;
 
-  // `reaper` outlives this; what `kernel` calls outlives the reaper.
+  // `reaper` and `workers` outlive this; what `kernel` calls outlives them. Nobody else posts to `workers` when this ends.
   OpenFiles(Options options, Kernel kernel, BackingTree& tree, InodeTable& table, MeasureGate& gate,
-            Reaper& reaper);
+            Reaper& reaper, FairWorkers& workers);
   ~OpenFiles();
 
   // Measures what the policy asks for, then calls `done`: on this thread or on another one.
@@ -181,10 +182,15 @@ class OpenFiles {
 
   // One open (open_measure.cpp, open_collect.cpp, open_watch.cpp). The file is busy, and ours.
   void run(std::unique_ptr<Opening> opening);
+  void carry_out(std::unique_ptr<Opening> opening);
+  void hand_over(std::unique_ptr<Opening> opening, std::function<void(std::unique_ptr<Opening>)> go_on);
+  Result<UniqueFd> open_backing(const Opening& opening, int flags);
   Status prepare(Opening& opening);
   Status learn_content(Opening& opening);
-  Status open_for_reading(Opening& opening);
-  Status open_for_writing(Opening& opening);
+  Status judge_reading(Opening& opening);
+  Status judge_writing(Opening& opening);
+  Status act(Opening& opening);
+  Status act_for_writing(Opening& opening);
   Status truncate(Opening& opening);
   enum class Writers {
     kNone,
@@ -210,6 +216,7 @@ class OpenFiles {
   InodeTable& table_;
   MeasureGate& gate_;
   Reaper& reaper_;
+  FairWorkers& workers_;
   MeasureCache cache_;
 
   mutable std::mutex mutex_;
@@ -228,7 +235,6 @@ class OpenFiles {
   std::atomic<std::uint64_t> owed_violations_{0};
   std::atomic<std::uint64_t> measured_{0}, cache_hits_{0}, hashed_bytes_{0};
 
-  WorkerPool pool_;
   // What is left to do about broken leases: waiting for RELEASEs, which is short, and logging violations, for which a TPM may
   // have to be waited for. Each has a thread of its own, so that neither keeps the keeper's from noting the next breaks.
   WorkerPool breaks_{1};

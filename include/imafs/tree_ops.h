@@ -46,6 +46,7 @@ class TreeOps {
     bool is_empty = false;
     std::uint64_t handle = 0;                      // through an open file; 0: none
   };
+  // EWOULDBLOCK: somebody else's lease is in the way of the new size; nothing was changed, and it may be tried again.
   Result<struct stat> set_attr(NodeId node, const AttrChange& change, const Caller& caller);
 
   Result<std::string> read_link(NodeId node);

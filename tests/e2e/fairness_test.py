@@ -1,0 +1,221 @@
+#!/usr/bin/env python3
+"""Nobody waits for somebody else: who blocks x what others do. Each cell has a time limit; the names of those that fail are printed.
+
+Not counted as somebody else: who opens the very file that is held up, and who changes the very file system that is frozen."""
+import contextlib
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+import time
+
+from mounting import Mount, seen_within
+
+NOBODY = 65534
+failed = []
+cells = 0
+
+
+def cell(name, passed, told=''):
+    global cells
+    cells += 1
+    if not passed:
+        failed.append(name)
+        print(f'FAILS {name} {told}', flush=True)
+
+
+class Child:
+    """A process of its own that does one thing as a user: whatever it hangs in, the test goes on."""
+
+    def __init__(self, act, uid=0):
+        self.pid = os.fork()
+        if self.pid == 0:
+            code = 1
+            try:
+                if uid:
+                    os.setgroups([])
+                    os.setresgid(uid, uid, uid)
+                    os.setresuid(uid, uid, uid)
+                code = act() or 0
+            except OSError as error:
+                code = 200 if error.errno is None else min(error.errno, 199)
+            finally:
+                os._exit(code)
+        self.code = None
+
+    def ended_within(self, seconds):
+        end = time.monotonic() + seconds
+        while self.code is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                self.code = os.waitstatus_to_exitcode(status)
+            elif time.monotonic() > end:
+                return False
+            else:
+                time.sleep(0.005)
+        return True
+
+    def kill(self):
+        if self.code is None:
+            os.kill(self.pid, signal.SIGKILL)
+
+    def within(self, seconds):
+        """Whether it ended well in time."""
+        ended = self.ended_within(seconds)
+        if not ended:
+            self.kill()
+        return ended and self.code == 0
+
+
+def read(path):
+    with open(path, 'rb') as file:
+        return file.read()
+
+
+def write(path, data=b'x', mode=0o644):
+    with open(path, 'wb') as file:
+        file.write(data)
+    os.chmod(path, mode)
+
+
+class Tree:
+    """What the others need: known files, and new ones for each scenario."""
+
+    def __init__(self, backing, path):
+        self.backing, self.path, self.used = backing, path, 0
+        os.makedirs(backing + '/user', exist_ok=True)
+        os.chown(backing + '/user', NOBODY, NOBODY)
+        os.makedirs(backing + '/others', exist_ok=True)
+        os.chmod(backing + '/others', 0o777)
+        write(backing + '/others/known')
+        for i in range(40):
+            write(f'{backing}/others/small{i}')
+            write(f'{backing}/others/big{i}', os.urandom(1024 * 1024))
+
+    def fresh(self):
+        self.used += 1
+        return self.used
+
+
+def others(mount, tree, uid):
+    """What others do meanwhile: name, act."""
+    here = mount.path + '/others'
+    n = tree.fresh()
+    return [
+        ('open a known file', lambda: len(read(here + '/known')) - 1),
+        ('open a small file', lambda: len(read(f'{here}/small{n}')) - 1),
+        ('open a file of 1 MiB', lambda: len(read(f'{here}/big{n}')) - 1024 * 1024),
+        ('stat', lambda: os.stat(here + '/known') and 0),
+        ('readdir', lambda: 0 if os.listdir(here) else 1),
+        ('create', lambda: write(f'{here}/new{n}-{uid}')),
+        ('truncate', lambda: os.truncate(f'{here}/new{n}-{uid}', 3)),
+        ('rename', lambda: os.rename(f'{here}/new{n}-{uid}', f'{here}/renamed{n}-{uid}')),
+        ('unlink', lambda: os.unlink(f'{here}/renamed{n}-{uid}')),
+    ]
+
+
+def check_others(scenario, mount, tree, uids=(0, 1000), limit=2.0):
+    for uid in uids:
+        for name, act in others(mount, tree, uid):
+            cell(f'{scenario} x {name} by {uid}', Child(act, uid).within(limit))
+    cell(f'{scenario} x .ima/status', Child(lambda: 0 if read(mount.path + '/.ima/status') else 1).within(limit))
+    cell(f'{scenario} x statfs', Child(lambda: os.statvfs(mount.path) and 0).within(limit))
+
+
+# ---- who blocks ----
+
+@contextlib.contextmanager
+def leases(directory, count, name):
+    """Somebody outside the mount holds write leases on `count` files of his."""
+    held = []
+    old = signal.signal(signal.SIGIO, signal.SIG_IGN)
+    try:
+        for i in range(count):
+            fd = os.open(f'{directory}/{name}{i}', os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+            os.fchown(fd, NOBODY, NOBODY)
+            fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+            held.append(fd)
+        yield [f'{name}{i}' for i in range(count)]
+    finally:
+        for fd in held:
+            fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+            os.close(fd)
+        signal.signal(signal.SIGIO, old)
+
+
+WAITS = {
+    'open for reading': lambda path: os.close(os.open(path, os.O_RDONLY)),
+    'open for writing': lambda path: os.close(os.open(path, os.O_WRONLY)),
+    'open with O_TRUNC': lambda path: os.close(os.open(path, os.O_WRONLY | os.O_TRUNC)),
+    'open O_RDONLY with O_TRUNC': lambda path: os.close(os.open(path, os.O_RDONLY | os.O_TRUNC)),
+    'truncate': lambda path: os.truncate(path, 0),
+}
+
+
+def foreign_leases(mount, tree):
+    for name, wait in WAITS.items():
+        with leases(tree.backing + '/user', 20, f'leased-{tree.fresh()}-') as names:
+            blocked = [Child(lambda leaf=leaf: wait(f'{mount.path}/user/{leaf}'), NOBODY) for leaf in names]
+            time.sleep(0.3)
+            check_others(f'foreign leases, {name}', mount, tree, uids=(1000,))
+            # The kernel ends a lease after 45 s, and until then it holds up the opener alone.
+            cell(f'foreign leases, {name} x the opener waits', not blocked[0].ended_within(0))
+        late = [child.code for child in blocked if not child.within(10)]
+        cell(f'foreign leases, {name} x the openers go on afterwards', not late, f'{late}')
+
+
+# ---- descriptors ----
+
+def descriptors(mount):
+    return len(os.listdir(f'/proc/{mount.daemon_pid()}/fd'))
+
+
+def failing_removals(mount, tree):
+    """A removal that fails costs no descriptor."""
+    here = mount.path + '/user'
+    for i in range(60):
+        os.makedirs(f'{tree.backing}/user/full{i}/x')
+        os.makedirs(f'{tree.backing}/user/other{i}')
+        write(f'{tree.backing}/user/file{i}')
+        os.stat(f'{here}/full{i}')
+        os.stat(f'{here}/file{i}')
+    tries = {
+        'rmdir': lambda i: os.rmdir(f'{here}/full{i}'),
+        'rename over': lambda i: os.rename(f'{here}/other{i}', f'{here}/full{i}'),
+        'unlink': lambda i: os.unlink(f'{here}/full{i}'),
+        'rename a file over a directory': lambda i: os.rename(f'{here}/file{i}', f'{here}/full{i}'),
+    }
+    for name, act in tries.items():
+        # What is kept for speed is bounded: a second round over the same files adds nothing.
+        for _ in range(2):
+            before = descriptors(mount)
+            for i in range(60):
+                with contextlib.suppress(OSError):
+                    act(i)
+                    raise AssertionError('it was to fail')
+            time.sleep(0.1)
+        grown = descriptors(mount) - before
+        cell(f'failing {name} x descriptors', grown < 20, f'{grown} more')
+
+
+def plain(*options):
+    with Mount('--tpm', 'none', *options) as mount:
+        os.chmod(mount.work, 0o755)
+        tree = Tree(mount.backing, mount.path)
+        read(mount.path + '/others/known')
+        failing_removals(mount, tree)
+        foreign_leases(mount, tree)
+
+
+def main():
+    if os.geteuid() != 0:
+        print('needs root')
+        sys.exit(77)
+    plain()
+    print(f'{cells - len(failed)} of {cells} cells pass')
+    sys.exit(1 if failed else 0)
+
+
+if __name__ == '__main__':
+    main()
