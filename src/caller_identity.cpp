@@ -2,6 +2,7 @@
 
 #include <linux/capability.h>
 #include <sched.h>
+#include <signal.h>
 #include <sys/fsuid.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -17,6 +18,19 @@
 
 namespace imafs {
 namespace {
+
+// The number after `key` in /proc/TID/status: a bit for each signal, the first one is signal 1.
+std::uint64_t signals_in(std::string_view status, std::string_view key) {
+  const std::size_t at = status.find(key);
+  if (at == std::string_view::npos) return 0;
+  std::size_t from = at + key.size();
+  while (from < status.size() && (status[from] == ' ' || status[from] == '\t')) ++from;
+  std::uint64_t signals = 0;
+  std::from_chars(status.data() + from, status.data() + status.size(), signals, 16);
+  return signals;
+}
+
+constexpr std::uint64_t bit_of(int signal) { return std::uint64_t{1} << (signal - 1); }
 
 // setgroups() of the C library changes every thread; the system call changes one.
 bool set_groups_of_thread(const std::vector<gid_t>& groups) {
@@ -58,6 +72,22 @@ void keep_file_capabilities() {
 }
 
 }  // namespace
+
+bool says_dying(std::string_view status) {
+  const std::size_t state = status.find("\nState:\t");
+  if (state != std::string_view::npos && state + 8 < status.size() && (status[state + 8] == 'Z' || status[state + 8] == 'X')) return true;
+  const std::uint64_t pending = signals_in(status, "\nSigPnd:") | signals_in(status, "\nShdPnd:");
+  if ((pending & bit_of(SIGKILL)) != 0) return true;  // the kernel sets it for most that end a process
+  // By default these stop, or do nothing.
+  constexpr std::uint64_t harmless = bit_of(SIGCHLD) | bit_of(SIGCONT) | bit_of(SIGURG) | bit_of(SIGWINCH) | bit_of(SIGSTOP) | bit_of(SIGTSTP) | bit_of(SIGTTIN) | bit_of(SIGTTOU);
+  return (pending & ~harmless & ~signals_in(status, "\nSigBlk:") & ~signals_in(status, "\nSigIgn:") & ~signals_in(status, "\nSigCgt:")) != 0;
+}
+
+bool is_dying(std::uint32_t tid) {
+  if (tid == 0) return true;  // of a process namespace that we cannot see: nothing is known but that it was interrupted
+  const auto text = read_file("/proc/" + std::to_string(tid) + "/status", 1 << 20);
+  return text ? says_dying(*text) : text.error().code == ENOENT || text.error().code == ESRCH;
+}
 
 bool is_in_group(const Caller& caller, std::uint32_t group) {
   if (caller.gid == group) return true;

@@ -112,6 +112,7 @@ void do_setattr(fuse_req_t request, fuse_ino_t node, struct stat* attr, int what
     constexpr std::chrono::milliseconds kAskAgain{10};
     auto later = context.ops.set_attr(node, change, caller);
     while (!later && later.error().code == EWOULDBLOCK) {
+      if (context.files.is_stopping() || is_killed(request)) return refuse(request, EINTR);
       std::this_thread::sleep_for(kAskAgain);
       later = context.ops.set_attr(node, change, caller);
     }
@@ -244,6 +245,7 @@ void start_open(fuse_req_t request, NodeId node, const struct fuse_file_info& fi
   wanted.kill_suidgid = file.kill_suidgid != 0;
   wanted.created = std::move(created);
   wanted.unnamed = unnamed;
+  wanted.is_killed = [request] { return is_killed(request); };
   PendingOpen pending{request, file, entry ? *entry : fuse_entry_param{}, entry != nullptr};
   context.files.open(std::move(wanted), [&context, pending](const Result<OpenFiles::Opened>& opened) mutable {
     reply_open(context, pending, opened);

@@ -26,6 +26,11 @@ inline Requester requester_of(fuse_req_t request) {
   return {caller.pid, caller.uid, caller.gid};
 }
 
+// Whether who waits for the answer is being killed. While the answer is owed.
+inline bool is_killed(fuse_req_t request) {
+  return fuse_req_interrupted(request) != 0 && is_dying(static_cast<std::uint32_t>(fuse_req_ctx(request)->pid));
+}
+
 inline void refuse(fuse_req_t request, int code) { fuse_reply_err(request, code); }
 inline void reply_error(fuse_req_t request, const Error& error) { fuse_reply_err(request, error.code); }
 inline void reply(fuse_req_t request, const Status& status) { fuse_reply_err(request, status ? 0 : status.error().code); }

@@ -280,7 +280,6 @@ class Session final : public FuseSession {
     ::fuse_set_feature_flag(connection, FUSE_CAP_NO_EXPORT_SUPPORT);
     can_pass_through_ = options_.passthrough && ::fuse_set_feature_flag(connection, FUSE_CAP_PASSTHROUGH);
     uring_ = options_.io_uring && ::fuse_get_feature_flag(connection, FUSE_CAP_OVER_IO_URING);
-    connection->no_interrupt = 1;
     connection->time_gran = 1;
     notices_.post([this] { make_root_known(); });
   }
@@ -288,6 +287,7 @@ class Session final : public FuseSession {
   // Ends the connection: who waits for an answer, or in a notification, goes on with an error. Threads of ours may still
   // speak to the session, so its descriptor's number stays taken until they have ended: nobody else's file gets their words.
   void disconnect() {
+    files_.stop();
     if (!std::exchange(connected_, false)) return;
     const int fd = ::fuse_session_fd(session_.get());
     struct pollfd state {fd, 0, 0};

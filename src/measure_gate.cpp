@@ -202,7 +202,7 @@ std::vector<MeasureOrder> MeasureGate::must_measure(const OpenFacts& facts, cons
   return orders;
 }
 
-Result<Collected> MeasureGate::collect_measurement(int fd, const MeasureOrder& order) const {
+Result<Collected> MeasureGate::collect_measurement(int fd, const MeasureOrder& order, const HashPause& pause) const {
   Collected collected;
   if (order.wants_verity) {
     auto digest = verity_digest(fd);
@@ -215,7 +215,7 @@ Result<Collected> MeasureGate::collect_measurement(int fd, const MeasureOrder& o
   if (!order.form->is_legacy()) algorithm = algorithm_of_xattr(xattr_of(fd, "security.ima"), algorithm);
   // IMA: the kernel leaves a file unmeasured whose label names a hash that it lacks.
   if (!can_compute(algorithm)) algorithm = options_.file_hash;
-  auto digest = hash_file(fd, algorithm);
+  auto digest = hash_file(fd, algorithm, pause);
   if (!digest) return fail(digest.error());
   collected.digest = *digest;
   return collected;

@@ -108,10 +108,20 @@ Result<Collected> OpenFiles::collect(Opening& opening, const MeasureOrder& order
     report("failed(directio)");
     return zeros;
   }
+  // A thread of its own takes turns with others that hash; a request thread hashes small files only.
+  std::optional<FairTurns::Job> job;
+  const auto given_up = [&] { return is_given_up(opening); };
+  const HashPause pause = [&](std::uint64_t done) { return job->next(done, given_up) ? Status() : Status(fail(EINTR, "nobody waits for it any more")); };
   for (int round = 1;; ++round) {
-    auto collected = gate_.collect_measurement(file.anchor.get(), order);
+    if (opening.in_pool) {
+      job.emplace(turns_, opening.request.who.uid);
+      if (auto turn = pause(0); !turn) return fail(turn.error());
+    }
+    auto collected = gate_.collect_measurement(file.anchor.get(), order, job ? pause : HashPause());
+    job.reset();
     if (!collected) {
       const int code = collected.error().code;
+      if (code == EINTR) return collected;
       report(code == ENODATA ? "no-verity-digest" : "failed");
       // IMA: the kernel serves a file that it cannot read for hashing; here what cannot be measured is not served.
       if (code != EINVAL && code != EBADF) return collected;

@@ -77,6 +77,12 @@ struct OpenFiles::Opening {
   Done done;
   File* file = nullptr;
   bool in_pool = false;  // on a thread of its own, which may wait
+  std::atomic<bool> is_cancelled{false};  // who asked is being killed, and nobody else waits for the file
+  // Under waiting_mutex_.
+  bool is_listed = false;  // in waiting_, at:
+  std::list<Opening*>::iterator place;
+  bool is_killed = false;  // who asked is being killed; answered already, if `done` is empty
+
   OpenFacts facts;
   std::vector<MeasureOrder> orders;
   std::uint32_t log = 0;  // the log they are for: MeasureGate::log_generation()

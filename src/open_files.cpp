@@ -25,10 +25,13 @@ constexpr uid_t kOurselves = ~uid_t{0};  // whose jobs are nobody's
 OpenFiles::OpenFiles(Options options, Kernel kernel, BackingTree& tree, InodeTable& table, MeasureGate& gate, Reaper& reaper,
                      FairWorkers& workers)
     : options_(options), kernel_(std::move(kernel)), tree_(tree), table_(table), gate_(gate), reaper_(reaper), workers_(workers) {
+  overseer_ = std::thread([this] { look_after_waiting(); });
   if (options_.leases) leases_ = LeaseKeeper::start([this](LeaseKeeper::Breaks breaks) { on_breaks(std::move(breaks)); }, [this] { on_tick(); });
 }
 
 OpenFiles::~OpenFiles() {
+  stop();
+  overseer_.join();
   workers_.finish();  // it may be asking for leases
   breaks_.finish();
   violations_.finish();
@@ -75,24 +78,34 @@ void OpenFiles::open(Request request, Done done) {
 }
 
 void OpenFiles::begin(std::unique_ptr<Opening> opening) {
-  {
+  for (;;) {
     Lock lock(mutex_);
     File& file = file_of(opening->request.node, lock);
     opening->file = &file;
-    if (file.busy) {
+    if (file.busy && opening->is_listed) {
       file.waiting.push_back(std::move(opening));
       return;
+    }
+    if (file.busy) {
+      // While the mutex is not held it may go away, or have it open no more: looked for again.
+      opening->file = nullptr;
+      lock.unlock();
+      will_wait(*opening);
+      continue;
     }
     file.busy = true;
     file.broken = false;
     if (files_.size() > options_.descriptors) trim_idle(lock);
+    break;
   }
   run(std::move(opening));
 }
 
 void OpenFiles::finish(std::unique_ptr<Opening> opening, Status status) {
+  waits_no_more(*opening);
   File& file = *opening->file;
   Result<Opened> result = fail(EIO, "");
+  if (!opening->done) status = fail(EINTR, "answered already");
   if (status) {
     const bool moves_atime = file.reader && (opening->request.flags & O_NOATIME) == 0;
     const UniqueFd& source = moves_atime ? file.reader : file.anchor ? file.anchor : file.writer;
@@ -108,6 +121,7 @@ void OpenFiles::finish(std::unique_ptr<Opening> opening, Status status) {
     file.being_read = false;
     leave_busy(file, lock);
   }
+  if (!opening->done) return;
   ++opens_ended_;
   opening->done(std::move(result));
 }

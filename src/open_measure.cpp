@@ -116,6 +116,7 @@ class OpenFiles::RequestFacts final : public EventSource {
 };
 
 void OpenFiles::run(std::unique_ptr<Opening> opening) {
+  if (opening->in_pool && is_given_up(*opening)) return finish(std::move(opening), fail(EINTR, "nobody waits for it any more"));
   Status status = prepare(*opening);
   if (!status && status.error().code == EWOULDBLOCK && !opening->in_pool) {
     return hand_over(std::move(opening), [this](std::unique_ptr<Opening> taken) { run(std::move(taken)); });
@@ -152,6 +153,7 @@ void OpenFiles::carry_out(std::unique_ptr<Opening> opening) {
 }
 
 void OpenFiles::hand_over(std::unique_ptr<Opening> opening, std::function<void(std::unique_ptr<Opening>)> go_on) {
+  will_wait(*opening);
   opening->in_pool = true;
   const uid_t user = opening->request.who.uid;
   auto shared = std::make_shared<std::unique_ptr<Opening>>(std::move(opening));
@@ -164,6 +166,7 @@ Result<UniqueFd> OpenFiles::open_backing(const Opening& opening, int flags) {
   for (;;) {
     auto fd = table_.open(opening.request.node, flags | O_NONBLOCK | O_CLOEXEC);
     if (fd || fd.error().code != EWOULDBLOCK || !opening.in_pool) return fd;
+    if (is_given_up(opening)) return fail(EINTR, "nobody waits for it any more");
     std::this_thread::sleep_for(kAskAgain);
   }
 }

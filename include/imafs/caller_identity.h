@@ -26,6 +26,12 @@ std::uint64_t effective_capabilities(std::string_view status);
 // a user namespace only.
 bool is_root_with(const Caller& caller, unsigned capability);
 
+// Whether the thread is about to be killed, or gone: then it cannot see how a call ends that it waits for. A signal that it
+// handles or ignores is no such thing: an open on a local disk does not end because of one. /proc/TID/status says it.
+bool is_dying(std::uint32_t tid);
+// The same for its text.
+bool says_dying(std::string_view status);
+
 class ActAs {
  public:
   // `with_groups`: take the caller's supplementary groups too (where a setgid bit depends on them).

@@ -14,6 +14,7 @@
 #include <string>
 #include <vector>
 
+#include "imafs/file_hasher.h"
 #include "imafs/audit.h"
 #include "imafs/log_entry.h"
 #include "imafs/measurement_log.h"
@@ -103,7 +104,7 @@ class MeasureGate {
   // Hashes the content of `fd` (readable; read by pread from 0) under the algorithm that
   // security.ima names, else the configured one; the fs-verity digest if the order wants that.
   // EINVAL: the file shrank meanwhile. ENODATA: no fs-verity digest. Otherwise the read's error.
-  Result<Collected> collect_measurement(int fd, const MeasureOrder& order) const;
+  Result<Collected> collect_measurement(int fd, const MeasureOrder& order, const HashPause& pause = {}) const;
 
   // One entry, unless the log has it. EIO, ENOSPC ...: the open must be denied.
   Status store_measurement(const MeasureOrder& order, const Collected& collected, const NamedFile& file,

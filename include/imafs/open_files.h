@@ -9,6 +9,7 @@
 
 #include <atomic>
 #include <chrono>
+#include <condition_variable>
 #include <cstdint>
 #include <functional>
 #include <list>
@@ -16,9 +17,11 @@
 #include <mutex>
 #include <optional>
 #include <string>
+#include <thread>
 #include <unordered_map>
 #include <vector>
 
+#include "imafs/fair_turns.h"
 #include "imafs/fair_workers.h"
 #include "imafs/inode_table.h"
 #include "imafs/lease_keeper.h"
@@ -72,6 +75,8 @@ class OpenFiles {
     Requester who;
     bool unnamed = false;       // made by O_TMPFILE
     bool kill_suidgid = false;  // clear setuid, setgid and capabilities when truncating
+    // Whether who asked is being killed; null: never. Called while the answer is owed, on another thread.
+    std::function<bool()> is_killed;
     UniqueFd created;           // a descriptor of a file this open has just made: O_RDONLY, or O_RDWR without passthrough
   };
   struct Opened {
@@ -86,7 +91,8 @@ class OpenFiles {
             Reaper& reaper, FairWorkers& workers);
   ~OpenFiles();
 
-  // Measures what the policy asks for, then calls `done`: on this thread or on another one.
+  // Measures what the policy asks for, then calls `done`: on this thread or on another one. EINTR: who asked is being killed,
+  // or stop() was called. A file is hashed on as long as anybody waits for it.
   void open(Request request, Done done);
   void release(std::uint64_t handle);
 
@@ -137,6 +143,10 @@ class OpenFiles {
   bool may_be_mapped_for_writing(NodeId node) const;
   void let_go(NodeId node);  // closes it, if nobody has it open
 
+  // What waits gives up soon, what is being hashed is not hashed to its end. For the end.
+  void stop();
+  bool is_stopping() const { return stopping_; }
+
   // Gives back every descriptor that nobody needs. For the end, and for tests.
   void drop_idle();
   Health health() const;
@@ -146,6 +156,13 @@ class OpenFiles {
   struct Opening;
   class RequestFacts;
   using Lock = std::unique_lock<std::mutex>;
+
+  // Those that wait, and who waits for them (open_waiting.cpp).
+  bool is_given_up(const Opening& opening) const;
+  void will_wait(Opening& opening);
+  void waits_no_more(Opening& opening);
+  void look_after_waiting();
+  void give_up_killed();
 
   // Bookkeeping (open_files.cpp).
   void begin(std::unique_ptr<Opening> opening);
@@ -240,6 +257,14 @@ class OpenFiles {
   WorkerPool breaks_{1};
   WorkerPool violations_{1};
   std::unique_ptr<LeaseKeeper> leases_;  // null: not wanted
+  FairTurns turns_;
+
+  // Taken before mutex_.
+  std::mutex waiting_mutex_;
+  std::condition_variable waits_;
+  std::list<Opening*> waiting_;        // guarded by waiting_mutex_; those that are not answered at once
+  std::atomic<bool> stopping_{false};  // changed under waiting_mutex_
+  std::thread overseer_;               // last: it uses the rest
 };
 
 }  // namespace imafs

@@ -159,9 +159,11 @@ def foreign_leases(mount, tree):
             blocked = [Child(lambda leaf=leaf: wait(f'{mount.path}/user/{leaf}'), NOBODY) for leaf in names]
             time.sleep(0.3)
             check_others(f'foreign leases, {name}', mount, tree, uids=(1000,))
-            # The kernel ends a lease after 45 s, and until then it holds up the opener alone.
+            # The kernel ends a lease after 45 s, and until then it holds up the opener alone, who can be killed.
             cell(f'foreign leases, {name} x the opener waits', not blocked[0].ended_within(0))
-        late = [child.code for child in blocked if not child.within(10)]
+            blocked[1].kill()
+            cell(f'foreign leases, {name} x the opener can be killed', blocked[1].ended_within(2))
+        late = [child.code for child in [blocked[0], *blocked[2:]] if not child.within(10)]
         cell(f'foreign leases, {name} x the openers go on afterwards', not late, f'{late}')
 
 
@@ -199,6 +201,119 @@ def failing_removals(mount, tree):
         cell(f'failing {name} x descriptors', grown < 20, f'{grown} more')
 
 
+# ---- hashing ----
+
+HUGE = 15 << 40  # of holes: hours
+
+
+def seconds_of_processor(mount):
+    with open(f'/proc/{mount.daemon_pid()}/stat') as stat:
+        words = stat.read().rsplit(') ', 1)[1].split()
+    return (int(words[11]) + int(words[12])) / os.sysconf('SC_CLK_TCK')
+
+
+def sparse(path, size):
+    write(path, b'', 0o666)
+    os.truncate(path, size)
+
+
+@contextlib.contextmanager
+def hashing(mount, tree, count=4):
+    """A user has `count` files of holes hashed."""
+    n = tree.fresh()
+    for i in range(count):
+        sparse(f'{tree.backing}/user/huge{n}-{i}', HUGE)
+    children = [Child(lambda i=i: read(f'{mount.path}/user/huge{n}-{i}') and 0, NOBODY) for i in range(count)]
+    time.sleep(0.5)
+    try:
+        yield children
+    finally:
+        for child in children:
+            child.kill()
+        for child in children:
+            child.ended_within(5)
+
+
+def time_of_opens(mount, names, uid):
+    """The slower half does not count: the machine has others to serve."""
+    times = []
+    for name in names:
+        begin = time.monotonic()
+        assert Child(lambda: len(read(f'{mount.path}/others/{name}')) - 1024 * 1024, uid).within(20)
+        times.append(time.monotonic() - begin)
+    return sorted(times)[len(times) // 2]
+
+
+def long_hashes(mount, tree):
+    alone = time_of_opens(mount, [f'big{i}' for i in range(30, 35)], 1000)
+    with hashing(mount, tree) as children:
+        check_others('huge files being hashed', mount, tree)
+        meanwhile = time_of_opens(mount, [f'big{i}' for i in range(35, 40)], 1000)
+        cell('huge files being hashed x 1 MiB within 5 times', meanwhile < 5 * alone, f'{alone * 1000:.1f} ms alone, {meanwhile * 1000:.1f} ms')
+        second = Child(lambda: read(f'{mount.path}/user/huge{tree.used}-0') and 0, 1000)
+        time.sleep(0.2)
+        second.kill()
+        cell('queued behind a huge file x can be killed', second.ended_within(2))
+        for child in children:
+            child.kill()
+        cell('huge files being hashed x the openers can be killed', all([child.ended_within(2) for child in children]))
+        time.sleep(0.2)
+        before = seconds_of_processor(mount)
+        time.sleep(0.5)
+        cell('openers that were killed x nothing is hashed for them', seconds_of_processor(mount) - before < 0.2)
+
+
+def one_of_two_is_killed(mount, tree):
+    """A file is hashed on while anybody waits for it."""
+    sparse(tree.backing + '/user/shared', 2 << 30)
+    first = Child(lambda: len(read(mount.path + '/user/shared')) - (2 << 30), NOBODY)
+    time.sleep(0.2)
+    second = Child(lambda: os.close(os.open(mount.path + '/user/shared', os.O_RDONLY)), 1000)
+    time.sleep(0.1)
+    first.kill()
+    cell('the first opener is killed x it ends', first.ended_within(2))
+    cell('the first opener is killed x the second gets the file', second.within(60), f'{second.code}')
+
+
+def signals(mount, tree):
+    """A signal that a program handles does not end its open, one that ends the program does."""
+    program = ('import ctypes, os, signal, sys\n'
+               'signal.signal(signal.SIGALRM, lambda *_: None); signal.siginterrupt(signal.SIGALRM, True); signal.setitimer(signal.ITIMER_REAL, 0.05, 0.05)\n'
+               'libc = ctypes.CDLL(None, use_errno=True)\n'  # Python's own open would try again
+               'fd = libc.open(sys.argv[1].encode(), os.O_RDONLY)\n'
+               'signal.setitimer(signal.ITIMER_REAL, 0)\n'
+               'sys.exit(0 if fd >= 0 else ctypes.get_errno())\n')
+    sparse(tree.backing + '/user/handled', 2 << 30)
+    done = subprocess.run([sys.executable, '-c', program, mount.path + '/user/handled'], check=False, timeout=60)
+    cell('a signal that is handled x the open goes on', done.returncode == 0, f'{done.returncode}')
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGKILL):
+        sparse(f'{tree.backing}/user/ends{number}', HUGE)
+        child = subprocess.Popen(['cat', f'{mount.path}/user/ends{number}'], stdout=subprocess.DEVNULL)
+        time.sleep(0.3)
+        child.send_signal(number)
+        try:
+            cell(f'{number.name} x ends who waits', child.wait(timeout=2) == -number)
+        except subprocess.TimeoutExpired:
+            cell(f'{number.name} x ends who waits', False)
+
+
+def end_while_hashing(how):
+    """Whatever is being hashed, the daemon ends."""
+    mount = Mount('--tpm', 'none')
+    with mount:
+        os.chmod(mount.work, 0o755)
+        tree = Tree(mount.backing, mount.path)
+        pid = mount.daemon_pid()
+        with hashing(mount, tree):
+            begin = time.monotonic()
+            if how == 'SIGTERM':
+                os.kill(pid, signal.SIGTERM)
+            else:
+                subprocess.run(['umount', '-f', '-l', mount.path], check=True)
+            gone = seen_within(lambda: os.path.exists(f'/proc/{pid}'), False, 10) is False
+            cell(f'{how} while huge files are hashed x the daemon ends', gone and time.monotonic() - begin < 3)
+
+
 def plain(*options):
     with Mount('--tpm', 'none', *options) as mount:
         os.chmod(mount.work, 0o755)
@@ -206,6 +321,11 @@ def plain(*options):
         read(mount.path + '/others/known')
         failing_removals(mount, tree)
         foreign_leases(mount, tree)
+        long_hashes(mount, tree)
+        one_of_two_is_killed(mount, tree)
+        signals(mount, tree)
+    end_while_hashing('SIGTERM')
+    end_while_hashing('umount')
 
 
 def main():
