@@ -11,6 +11,7 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <climits>
 #include <cstdlib>
 #include <cstring>
@@ -33,9 +34,39 @@ struct MountLine {
   unsigned long id = 0;
   unsigned long parent = 0;
   std::string device;  // "8:1"
+  std::string root;    // which part of the file system
   std::string point;
   std::string type;
+  std::uint64_t flags = 0;  // MOUNT_ATTR_...
 };
+
+constexpr std::pair<std::string_view, std::uint64_t> kFlagWords[] = {
+    {"ro", MOUNT_ATTR_RDONLY},   {"nosuid", MOUNT_ATTR_NOSUID},         {"nodev", MOUNT_ATTR_NODEV},
+    {"noexec", MOUNT_ATTR_NOEXEC}, {"nosymfollow", MOUNT_ATTR_NOSYMFOLLOW}, {"noatime", MOUNT_ATTR_NOATIME},
+    {"nodiratime", MOUNT_ATTR_NODIRATIME}};
+
+// Of the options of a mount in mountinfo: "rw,nosuid,relatime". Neither noatime nor relatime: each access moves the time.
+std::uint64_t flags_in(const std::string& options) {
+  std::uint64_t flags = MOUNT_ATTR_STRICTATIME;
+  std::istringstream words(options);
+  for (std::string word; std::getline(words, word, ',');) {
+    if (word == "relatime" || word == "noatime") flags &= ~std::uint64_t{MOUNT_ATTR__ATIME};
+    for (const auto& [name, flag] : kFlagWords) {
+      if (word == name) flags |= flag;
+    }
+  }
+  return flags;
+}
+
+// Gives the clone of a mount other flags. A clone that somebody writes to stays writable: false.
+bool set_flags(int clone, std::uint64_t flags) {
+  constexpr std::uint64_t all = MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC | MOUNT_ATTR__ATIME |
+                                MOUNT_ATTR_NODIRATIME | MOUNT_ATTR_NOSYMFOLLOW;
+  struct mount_attr change {};
+  change.attr_set = flags & all;
+  change.attr_clr = all & ~(flags & ~std::uint64_t{MOUNT_ATTR__ATIME});
+  return ::syscall(SYS_mount_setattr, clone, "", AT_EMPTY_PATH, &change, sizeof change) == 0;
+}
 
 // mountinfo writes blanks and their like as octal.
 std::string unescaped(const std::string& text) {
@@ -60,8 +91,9 @@ std::vector<MountLine> mount_lines() {
   while (std::getline(input, line)) {
     std::istringstream words(line);
     MountLine mount;
-    std::string root, point, word;
-    words >> mount.id >> mount.parent >> mount.device >> root >> point;
+    std::string point, options, word;
+    words >> mount.id >> mount.parent >> mount.device >> mount.root >> point >> options;
+    mount.flags = flags_in(options);
     while (words >> word && word != "-") {
     }
     words >> mount.type;
@@ -109,6 +141,9 @@ class Tree final : public BackingTree {
       is_private_ = true;
       if (!options.one_file_system) add_mounts_below(path);
     }
+    mounts_[0].id = mount_id_of(path.c_str()).value_or(0);
+    flags_ = std::make_unique<std::atomic<std::uint64_t>[]>(mounts_.size());
+    (void)read_flags(lines_);
     has_handles_ = find_handles();
     return {};
   }
@@ -124,6 +159,13 @@ class Tree final : public BackingTree {
   }
   std::uint16_t mounts() const override { return static_cast<std::uint16_t>(mounts_.size()); }
   int root_of(std::uint16_t mount) const override { return mounts_[mount].root.get(); }
+
+  std::uint64_t flags_of(std::uint16_t mount) const override { return flags_[mount]; }
+  std::uint64_t flags_of_any() const override { return flags_of_any_; }
+  bool flags_are_behind() const override {
+    return std::any_of(mounts_.begin(), mounts_.end(), [](const Mount& mount) { return mount.is_behind; });
+  }
+  bool follow_flags() override { return read_flags(mount_lines()); }
 
   FileHandle handle_of(int fd, const char* name, std::uint16_t mount) override {
     FileHandle result;
@@ -176,6 +218,7 @@ class Tree final : public BackingTree {
     std::string point;  // where it stands on the machine
     std::string inside;
     unsigned long id = 0;
+    bool is_behind = false;  // the clone does not have all flags yet
   };
   struct Place {
     std::uint16_t mount = 0;
@@ -211,6 +254,30 @@ class Tree final : public BackingTree {
     }
   }
 
+  // A mount that is gone keeps the flags that it had, also when another one has its number.
+  bool read_flags(const std::vector<MountLine>& lines) {
+    bool changed = false;
+    std::uint64_t any = 0;
+    for (std::size_t i = 0; i < mounts_.size(); ++i) {
+      Mount& mount = mounts_[i];
+      const auto with_id = [&](const MountLine& line) { return line.id == mount.id; };
+      const auto now = std::find_if(lines.begin(), lines.end(), with_id);
+      const auto then = std::find_if(lines_.begin(), lines_.end(), with_id);
+      const bool is_same = now != lines.end() && then != lines_.end() && now->device == then->device && now->root == then->root;
+      const std::uint64_t before = flags_[i];
+      const std::uint64_t flags = is_same ? now->flags : before;
+      any |= flags;
+      if (flags == before && !mount.is_behind) continue;
+      flags_[i] = flags;
+      changed = changed || flags != before;
+      // At the start the clone has them.
+      mount.is_behind = &lines != &lines_ && mount.clone && !set_flags(mount.clone.get(), flags);
+      if (mount.is_behind) (void)set_flags(mount.clone.get(), flags & ~std::uint64_t{MOUNT_ATTR_RDONLY});
+    }
+    flags_of_any_ = any;
+    return changed;
+  }
+
   bool find_handles() {
     can_open_handles_ = true;
     const FileHandle handle = handle_of(root(), "", 0);
@@ -237,6 +304,8 @@ class Tree final : public BackingTree {
   std::vector<MountLine> lines_;  // as the machine was when the view was taken
   std::vector<Mount> mounts_;
   std::map<Place, std::uint16_t> covered_;
+  std::unique_ptr<std::atomic<std::uint64_t>[]> flags_;  // of each mount
+  std::atomic<std::uint64_t> flags_of_any_{0};
   bool is_private_ = false;
   bool has_handles_ = false;
   bool can_open_handles_ = false;

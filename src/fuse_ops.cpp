@@ -83,6 +83,12 @@ void do_statx(fuse_req_t request, fuse_ino_t node, int flags, int mask, struct f
   const dev_t device = makedev(attr.stx_dev_major, attr.stx_dev_minor);
   const double timeout = timeout_of_attributes(context, node, device, attr.stx_ino);
   attr.stx_ino = context.numbers.shown(device, attr.stx_ino);
+  mode_t mode = attr.stx_mode;
+  dev_t node_device = makedev(attr.stx_rdev_major, attr.stx_rdev_minor);
+  context.masks.hide(node, mode, node_device);
+  attr.stx_mode = static_cast<std::uint16_t>(mode);
+  attr.stx_rdev_major = major(node_device);
+  attr.stx_rdev_minor = minor(node_device);
   fuse_reply_statx(request, 0, &attr, timeout);
 }
 
@@ -121,6 +127,8 @@ void do_setattr(fuse_req_t request, fuse_ino_t node, struct stat* attr, int what
 }
 
 void do_readlink(fuse_req_t request, fuse_ino_t node) {
+  // Following a link and reading it are one request.
+  if (context_of(request).masks.forbids_following(node)) return refuse(request, ELOOP);
   const auto target = context_of(request).ops.read_link(node);
   if (!target) return reply_error(request, target.error());
   fuse_reply_readlink(request, target->c_str());
@@ -182,8 +190,12 @@ void do_statfs(fuse_req_t request, fuse_ino_t node) {
 
 // ---- extended attributes ----
 
+constexpr const char* kCapabilityName = "security.capability";
+constexpr int kExecFlag = 0x20;  // __FMODE_EXEC: of execve's open
+
 void do_getxattr(fuse_req_t request, fuse_ino_t node, const char* name, size_t size) {
   if (ControlDir::owns(node)) return refuse(request, ENODATA);
+  if (std::strcmp(name, kCapabilityName) == 0 && context_of(request).masks.hides_capabilities(node)) return refuse(request, ENODATA);
   reply_sized(request, size, [&](std::span<char> out) { return context_of(request).ops.get_xattr(node, name, out); });
 }
 
@@ -254,6 +266,7 @@ void start_open(fuse_req_t request, NodeId node, const struct fuse_file_info& fi
 
 void do_open(fuse_req_t request, fuse_ino_t node, struct fuse_file_info* file) {
   if (ControlDir::owns(node)) return control_open(request, node, file);
+  if ((file->flags & kExecFlag) != 0 && context_of(request).masks.forbids_exec(node)) return refuse(request, EACCES);
   start_open(request, node, *file, UniqueFd(), nullptr);
 }
 

@@ -17,6 +17,7 @@
 #include "imafs/tree_ops.h"
 #include "imafs/tree_watch.h"
 #include "inode_numbers.h"
+#include "mount_masks.h"
 #include "wake_latency.h"
 
 namespace imafs {
@@ -32,6 +33,7 @@ struct FuseContext {
   ControlDir& control;
   const TreeWatch* watch;  // null: nobody tells of changes beside the mount
   InodeNumbers& numbers;
+  const MountMasks& masks;
   AbsentNames& absent;
   WakeLatency& wake;
   std::function<void(struct fuse_conn_info*)> on_init;

@@ -67,6 +67,7 @@ inline struct fuse_entry_param entry_of(const FuseContext& context, NodeId paren
   entry.ino = found.id;
   entry.attr = found.attr;
   entry.attr.st_ino = context.numbers.shown(found.attr.st_dev, found.attr.st_ino);
+  context.masks.hide(found.id, entry.attr.st_mode, entry.attr.st_rdev);
   entry.attr_timeout = timeout_of_attributes(context, found.id, found.attr.st_dev, found.attr.st_ino);
   // A file with several names is looked up each time: that is how an entry gets the name that was used.
   const bool has_names = S_ISREG(found.attr.st_mode) && found.attr.st_nlink > 1;
@@ -86,6 +87,7 @@ inline void reply_attr(fuse_req_t request, NodeId node, Result<struct stat> attr
   FuseContext& context = context_of(request);
   const double timeout = timeout_of_attributes(context, node, attr->st_dev, attr->st_ino);
   attr->st_ino = context.numbers.shown(attr->st_dev, attr->st_ino);
+  context.masks.hide(node, attr->st_mode, attr->st_rdev);
   fuse_reply_attr(request, &*attr, timeout);
 }
 

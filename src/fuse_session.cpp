@@ -20,6 +20,8 @@
 #include "fuse_ops.h"
 #include "imafs/worker_pool.h"
 #include "inode_numbers.h"
+#include "mount_masks.h"
+#include "mount_watch.h"
 
 namespace imafs {
 namespace {
@@ -36,6 +38,11 @@ struct BackingMap {
 };
 constexpr unsigned long kBackingOpen = _IOW(229, 1, BackingMap);
 constexpr unsigned long kBackingClose = _IOW(229, 2, std::uint32_t);
+
+// Flags of the root's mount that become the FUSE mount's.
+constexpr std::pair<const char*, std::uint64_t> kInherited[] = {
+    {"nosuid", MOUNT_ATTR_NOSUID}, {"nodev", MOUNT_ATTR_NODEV},           {"noexec", MOUNT_ATTR_NOEXEC}, {"nosymfollow", MOUNT_ATTR_NOSYMFOLLOW},
+    {"noatime", MOUNT_ATTR_NOATIME}, {"nodiratime", MOUNT_ATTR_NODIRATIME}};
 
 // How many descriptors this process may have: the limit that programs are started with, often 1,024, is low for the sake
 // of select(2), which nobody here calls.
@@ -92,12 +99,14 @@ class Session final : public FuseSession {
         files_(open_file_options(), kernel(), tree, *table_, gate, reaper_, workers_),
         ops_(*table_, files_, options_.passthrough),
         numbers_(table_->identity_of(kRootNode).first),
+        masks_(tree, *table_),
         wake_(options_.low_latency),
-        context_{options_, *table_, files_, ops_, reaper_, workers_, control, nullptr, numbers_, absent_, wake_, [this](auto* connection) { initialize(connection); },
+        context_{options_, *table_, files_, ops_, reaper_, workers_, control, nullptr, numbers_, masks_, absent_, wake_, [this](auto* connection) { initialize(connection); },
                  [this](NodeId parent, std::string name) { expire(parent, std::move(name)); }} {}
 
   ~Session() override {
     disconnect();
+    mount_watch_.reset();
     if (watch_) watch_->stop();
     files_.drop_idle();
   }
@@ -112,7 +121,12 @@ class Session final : public FuseSession {
     // The kernel then refuses changes in the order it does below: that there can be none comes before who may not.
     const bool fixed = ::fstatvfs(tree.root(), &backing) == 0 && (backing.f_flag & ST_RDONLY) != 0;
     if (options_.read_only || fixed) arguments.add_option("ro");
-    if (::geteuid() == 0) arguments.add_option("suid,dev");  // as a bind mount would be
+    if (::geteuid() == 0) arguments.add_option("suid,dev");  // libfuse's own are nosuid and nodev
+    // As a bind mount would be: what the root's mount forbids the kernel forbids for all that is above it.
+    const std::uint64_t inherited = ::geteuid() == 0 ? tree.flags_of(0) : 0;
+    for (const auto& [name, flag] : kInherited) {
+      if ((inherited & flag) != 0) arguments.add_option(name);
+    }
     if (options_.io_uring) arguments.add_option("io_uring");
     for (const std::string& option : options_.extra_mount_options) arguments.add_option(option);
     session_.reset(
@@ -122,12 +136,17 @@ class Session final : public FuseSession {
       const int code = errno != 0 ? errno : EIO;
       return fail(error_of(code, "cannot mount on '" + options_.mountpoint + "'"));
     }
+    masks_.set_mounted(inherited);
     connected_ = true;
     null_.reset(::open("/dev/null", O_RDWR | O_CLOEXEC));
     if (!null_) return fail(errno_error("open /dev/null"));
     open_connection();
     if (options_.watch) watch_ = TreeWatch::start(tree, listener());
     if (options_.timeout_seconds > 0) context_.watch = watch_.get();
+    mount_watch_ = std::make_unique<MountWatch>([this, &tree] {
+      if (tree.follow_flags()) everything_changed();
+      return tree.flags_are_behind();
+    });
     return {};
   }
 
@@ -228,14 +247,16 @@ class Session final : public FuseSession {
                 drop_attributes(node);
               }
             },
-            [this] {
-              // One by one: a new epoch makes the kernel drop names instead of asking, and with them what is mounted there.
-              for (const NodeId node : table_->all()) {
-                if (const auto name = table_->name_of(node)) expire_now(name->first, name->second);
-                drop_attributes(node);
-              }
-              for (const auto& one : absent_.take_all()) expire_now(one.directory, one.name);
-            }};
+            [this] { everything_changed(); }};
+  }
+
+  // One by one: a new epoch makes the kernel drop names instead of asking, and with them what is mounted there.
+  void everything_changed() {
+    for (const NodeId node : table_->all()) {
+      if (const auto name = table_->name_of(node)) expire_now(name->first, name->second);
+      drop_attributes(node);
+    }
+    for (const auto& one : absent_.take_all()) expire_now(one.directory, one.name);
   }
 
   void expire_now(NodeId parent, const std::string& name) {
@@ -315,8 +336,10 @@ class Session final : public FuseSession {
   OpenFiles files_;
   TreeOps ops_;
   InodeNumbers numbers_;
+  MountMasks masks_;
   AbsentNames absent_;
   WakeLatency wake_;
+  std::unique_ptr<MountWatch> mount_watch_;
   FuseContext context_;
 };
 

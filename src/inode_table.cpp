@@ -1,6 +1,7 @@
 #include "imafs/inode_table.h"
 
 #include <fcntl.h>
+#include <linux/mount.h>
 #include <sys/sysmacros.h>
 #include <unistd.h>
 
@@ -47,6 +48,7 @@ struct Node {
   std::uint64_t lookups = 0;   // the kernel's references
   std::uint32_t children = 0;  // names of other nodes that lead through this one
   bool may_have_names = false;
+  bool is_hidden_device = false;  // the kernel does not know which device it is
   std::vector<Name> names;     // the last one looked up is at the end
 };
 
@@ -115,6 +117,10 @@ class Table final : public InodeTable {
     if (found == nodes_.end()) return {0, 0};
     return {found->second.identity.device, found->second.identity.inode};
   }
+  std::uint16_t mount_index_of(NodeId id) const override {
+    const std::lock_guard lock(mutex_);
+    return mount_of(id).value_or(0);
+  }
   std::vector<NodeId> numbers_of(dev_t device, ino_t inode) const override {
     std::vector<NodeId> numbers;
     const std::lock_guard lock(mutex_);
@@ -146,6 +152,9 @@ class Table final : public InodeTable {
   void erase_if_unused(NodeId id);
   std::optional<std::uint16_t> mount_of(NodeId id) const;
   NodeId known(std::uint16_t mount, const Seen& seen) const;
+  bool is_hidden_device(std::uint16_t mount, const Seen& seen) const {
+    return (S_ISCHR(seen.attr.st_mode) || S_ISBLK(seen.attr.st_mode)) && (tree_.flags_of(mount) & MOUNT_ATTR_NODEV) != 0;
+  }
   void rename_one(NodeId parent, std::string_view name, NodeId new_parent, std::string_view new_name);
 
   BackingTree& tree_;
@@ -174,7 +183,9 @@ NodeId Table::known(std::uint16_t mount, const Seen& seen) const {
   const auto found = by_identity_.find(Identity{mount, seen.attr.st_dev, seen.attr.st_ino});
   if (found == by_identity_.end()) return 0;
   const Node& node = nodes_.at(found->second);
-  return found->second == kRootNode || node.birth_ns == seen.birth_ns ? found->second : 0;
+  if (found->second == kRootNode) return kRootNode;
+  // The kernel reads which device an inode is only once: a mount that has become nodev, or is no longer, needs new inodes.
+  return node.birth_ns == seen.birth_ns && node.is_hidden_device == is_hidden_device(mount, seen) ? found->second : 0;
 }
 
 Result<InodeTable::Found> Table::look_up(NodeId parent, std::string_view name, std::uint32_t tid) {
@@ -230,6 +241,7 @@ Result<InodeTable::Found> Table::enter(int fd, NodeId parent, int directory, std
     Node& node = nodes_[id];
     node.identity = {mount, seen.attr.st_dev, seen.attr.st_ino};
     node.birth_ns = seen.birth_ns;
+    node.is_hidden_device = is_hidden_device(mount, seen);
     node.handle = std::move(handle);
     by_identity_[node.identity] = id;  // a file that had the number before is gone, whoever still knows it
   }

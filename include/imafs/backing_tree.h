@@ -46,6 +46,13 @@ class BackingTree {
   virtual std::uint16_t mounts() const = 0;
   virtual int root_of(std::uint16_t mount) const = 0;  // as root(); a file's descriptor if the mount is of one file
 
+  // The flags of a mount (MOUNT_ATTR_NOSUID and so on) as the machine has them now, and those that any mount has. follow_flags()
+  // reads them again and gives them to the clones; true if one has changed. It is called by one thread at a time.
+  virtual std::uint64_t flags_of(std::uint16_t mount) const = 0;
+  virtual std::uint64_t flags_of_any() const = 0;
+  virtual bool follow_flags() = 0;
+  virtual bool flags_are_behind() const = 0;  // a clone cannot become read-only yet, because somebody writes to it
+
   // Of `name` in a directory, or with an empty name of `fd` itself. Never fails: an empty handle says "none".
   virtual FileHandle handle_of(int fd, const char* name, std::uint16_t mount) = 0;
   // `flags` as for open(2), O_PATH included. ESTALE: the file is gone.

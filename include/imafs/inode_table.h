@@ -63,6 +63,8 @@ class InodeTable {
   // Device and inode number as found; for audit messages. {0, 0} for a dead number.
   virtual std::pair<dev_t, ino_t> identity_of(NodeId id) const = 0;
 
+  virtual std::uint16_t mount_index_of(NodeId id) const = 0;  // which of the tree's mounts it is in; 0 for a dead number
+
   // The numbers of that inode: none, one, or one for each mount of its file system in the tree.
   virtual std::vector<NodeId> numbers_of(dev_t device, ino_t inode) const = 0;
   virtual std::vector<NodeId> all() const = 0;
