@@ -155,10 +155,12 @@ class Judge {
 
   void look_at_base() {
     const EvidenceBase& base = *demands_.base;
-    if (base.bank != name_of(quote_.bank)) return add("base", false, "it is of bank " + base.bank + ", the quote of " + std::string(name_of(quote_.bank)));
-    if (base.ak != fingerprint_of(key_pem_)) return add("base", false, "it is of another key");
-    if (base.reset_count != quote_.reset_count || base.restart_count != quote_.restart_count) return add("base", false, "the TPM was reset since it was saved");
-    add("base", true, "after " + std::to_string(base.entries) + " entries that were verified before");
+    std::string problem;
+    if (base.bank != name_of(quote_.bank)) problem = "it is of bank " + base.bank + ", the quote of " + std::string(name_of(quote_.bank));
+    else if (base.ak != fingerprint_of(key_pem_)) problem = "it is of another key";
+    else if (base.reset_count != quote_.reset_count || base.restart_count != quote_.restart_count) problem = "the TPM was reset since it was saved";
+    base_holds_ = problem.empty();
+    add("base", base_holds_, base_holds_ ? "after " + std::to_string(base.entries) + " entries that were verified before" : problem);
   }
 
   // Whether the log has the base's part once more.
@@ -178,6 +180,7 @@ class Judge {
   // The first entry, and it has to say what the quoted PCRs say. Those that the log itself goes on extending it found as a reset left them.
   void look_at_boot_aggregate(const std::set<std::uint32_t>& explained) {
     const char* const name = "boot_aggregate";
+    if (!starts_at_reset_ && !base_holds_) return add(name, std::nullopt, "it is not in the log, and the base does not hold");
     if (!starts_at_reset_) return add(name, true, "it was checked before the base");
     if (log_.empty()) return add(name, std::nullopt, "the log is empty");
     const EntryView view = view_of(log_[0].entry);
@@ -250,7 +253,7 @@ class Judge {
   PcrValues values_;  // those that are quoted
   bool are_quoted_ = false;
   std::vector<DecodedRecord> log_;
-  bool starts_at_reset_ = true;
+  bool starts_at_reset_ = true, base_holds_ = false;
 };
 
 std::string_view line_after(std::string_view text, std::string_view key) {

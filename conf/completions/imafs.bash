@@ -6,6 +6,7 @@ _imafs() {
     --tpm) mapfile -t COMPREPLY < <(compgen -W 'auto none swtpm device' -- "$word"); return ;;
     --tpm-error) mapfile -t COMPREPLY < <(compgen -W 'deny continue' -- "$word"); return ;;
     --hash) mapfile -t COMPREPLY < <(compgen -W 'sha1 sha256 sha384 sha512' -- "$word"); return ;;
+    --bank) mapfile -t COMPREPLY < <(compgen -W 'sha256 sha384 sha512 sha1' -- "$word"); return ;;
     --format)
       local formats='text json ndjson csv cel-json'
       [ "$command" != run ] || formats='in-toto slsa spdx text'
@@ -14,12 +15,12 @@ _imafs() {
   esac
   if [[ $word == -* ]]; then
     local words=
-    case $command in verify | policy | log | quote | manifest | run | report | top) words=$command ;; esac
+    case $command in verify | policy | log | quote | ak | manifest | run | report | top) words=$command ;; esac
     # shellcheck disable=SC2086 # no word or one
     mapfile -t COMPREPLY < <(compgen -W "$(imafs $words --help 2>/dev/null | grep -o -- '--[a-z-]*')" -- "$word")
   else
     mapfile -t COMPREPLY < <(
-      [ "$COMP_CWORD" != 1 ] || compgen -W 'verify policy log quote manifest run report top' -- "$word"
+      [ "$COMP_CWORD" != 1 ] || compgen -W 'verify policy log quote ak manifest run report top' -- "$word"
       [ "$command" != policy ] || compgen -W 'check show load explain' -- "$word"
       compgen -f -- "$word"
     )
