@@ -345,8 +345,7 @@ void do_write(fuse_req_t request, fuse_ino_t node, const char* bytes, size_t siz
 
 void do_fsync(fuse_req_t request, fuse_ino_t node, int only_data, struct fuse_file_info* file) {
   if (ControlDir::owns(node)) return refuse(request, 0);
-  const int fd = OpenFiles::readable(file->fh);
-  refuse(request, (only_data != 0 ? ::fdatasync(fd) : ::fsync(fd)) == 0 ? 0 : errno);
+  reply(request, context_of(request).files.sync(file->fh, only_data != 0));
 }
 
 void do_fallocate(fuse_req_t request, fuse_ino_t node, int mode, off_t offset, off_t size, struct fuse_file_info* file) {

@@ -18,6 +18,7 @@
 #include <utility>
 
 #include "fuse_ops.h"
+#include "imafs/neighbours.h"
 #include "imafs/worker_pool.h"
 #include "inode_numbers.h"
 #include "mount_masks.h"
@@ -95,6 +96,7 @@ class Session final : public FuseSession {
       : options_(std::move(options)),
         reaper_(cached_descriptors()),
         table_(InodeTable::create(tree, cached_descriptors(), reaper_)),
+        neighbours_(tree),
         notices_(1),
         files_(open_file_options(), kernel(), tree, *table_, gate, reaper_, workers_),
         ops_(*table_, files_, options_.passthrough),
@@ -225,6 +227,11 @@ class Session final : public FuseSession {
             },
             [this](NodeId node) { drop_attributes(node); },
             [this] { return requests(); },
+            [this] { return neighbours_.exist(); },
+            [this](NodeId node) {
+              return std::any_of(options_.own_files.begin(), options_.own_files.end(),
+                                 [&](const auto& own) { return table_->is_inside(node, own.first, own.second); });
+            },
             [this] { return watch_.get(); }};
   }
 
@@ -330,6 +337,7 @@ class Session final : public FuseSession {
   bool can_pass_through_ = false;
   bool uring_ = false;
   std::atomic<bool> root_is_known_{false};
+  const Neighbours neighbours_;
   WorkerPool notices_;
   std::unique_ptr<TreeWatch> watch_;  // null: not wanted, or not to be had; opens that are under way ask it to the end
   FairWorkers workers_{{}};

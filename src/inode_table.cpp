@@ -137,6 +137,7 @@ class Table final : public InodeTable {
     for (const auto& [number, node] : nodes_) numbers.push_back(number);
     return numbers;
   }
+  bool is_inside(NodeId id, dev_t device, ino_t inode) const override;
   void did_rename(NodeId parent, std::string_view name, NodeId new_parent, std::string_view new_name, bool exchanged) override;
   Pin will_unlink(NodeId parent, std::string_view name) override;
   std::string path_of(NodeId id, std::uint32_t tid) const override;
@@ -463,6 +464,18 @@ void Table::rename_one(NodeId parent, std::string_view name, NodeId new_parent, 
 void Table::did_rename(NodeId parent, std::string_view name, NodeId new_parent, std::string_view new_name, bool exchanged) {
   rename_one(parent, name, new_parent, new_name);
   if (exchanged) rename_one(new_parent, new_name, parent, name);
+}
+
+bool Table::is_inside(NodeId id, dev_t device, ino_t inode) const {
+  const std::lock_guard lock(mutex_);
+  for (std::size_t steps = 0; steps <= nodes_.size(); ++steps) {
+    const auto found = nodes_.find(id);
+    if (found == nodes_.end()) return false;
+    if (found->second.identity.device == device && found->second.identity.inode == inode) return true;
+    if (found->second.names.empty()) return false;
+    id = found->second.names.back().parent;
+  }
+  return false;
 }
 
 std::string Table::path_of(NodeId id, std::uint32_t tid) const {

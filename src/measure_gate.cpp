@@ -209,7 +209,7 @@ Result<Collected> MeasureGate::collect_measurement(int fd, const MeasureOrder& o
     if (!digest) return fail(digest.error());
     collected.digest = *digest;
     collected.is_verity = true;
-    return collected;
+    return with_legacy(fd, order, std::move(collected), pause);
   }
   HashAlgorithm algorithm = options_.file_hash;
   if (!order.form->is_legacy()) algorithm = algorithm_of_xattr(xattr_of(fd, "security.ima"), algorithm);
@@ -218,7 +218,21 @@ Result<Collected> MeasureGate::collect_measurement(int fd, const MeasureOrder& o
   auto digest = hash_file(fd, algorithm, pause);
   if (!digest) return fail(digest.error());
   collected.digest = *digest;
+  return with_legacy(fd, order, std::move(collected), pause);
+}
+
+// Field d takes sha1 and md5 only. Read here, where the caller finds out whether the file changes between the two.
+Result<Collected> MeasureGate::with_legacy(int fd, const MeasureOrder& order, Collected collected, const HashPause& pause) const {
+  const HashAlgorithm algorithm = collected.digest.algorithm();
+  if (!order.form->has(FieldId::kD) || algorithm == HashAlgorithm::kSha1 || algorithm == HashAlgorithm::kMd5) return collected;
+  auto legacy = hash_file(fd, legacy_algorithm(), pause);
+  if (!legacy) return fail(legacy.error());
+  collected.legacy = *legacy;
   return collected;
+}
+
+HashAlgorithm MeasureGate::legacy_algorithm() const {
+  return options_.file_hash == HashAlgorithm::kMd5 ? HashAlgorithm::kMd5 : HashAlgorithm::kSha1;
 }
 
 EntryFacts MeasureGate::facts_of(const Template& form, const NamedFile& file) const {
@@ -263,9 +277,7 @@ Status MeasureGate::store_measurement(const MeasureOrder& order, const Collected
   facts.is_verity_digest = collected.is_verity;
   const HashAlgorithm algorithm = collected.digest.algorithm();
   if (order.form->has(FieldId::kD) && algorithm != HashAlgorithm::kSha1 && algorithm != HashAlgorithm::kMd5) {
-    const HashAlgorithm wanted = options_.file_hash == HashAlgorithm::kMd5 ? HashAlgorithm::kMd5 : HashAlgorithm::kSha1;
-    auto legacy = hash_file(file.fd, wanted);
-    facts.legacy_digest = legacy ? *legacy : Digest::zero(wanted);
+    facts.legacy_digest = collected.legacy.value_or(Digest::zero(legacy_algorithm()));
   }
   const auto appended = log_.append(make_entry(*order.form, order.pcr, facts), origin_of(requester, collected.size));
   const bool reaches_no_pcr = appended && *appended == Appended::kLogged && order.pcr >= kTpmPcrs && log_.has_tpm();

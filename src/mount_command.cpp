@@ -231,6 +231,11 @@ SessionOptions Mount::session_options() const {
   options.leases = !config_.no_leases;
   options.read_only = config_.read_only;
   options.extra_mount_options = config_.mount_options;
+  // Now: later the mount may stand over them, and asking would be asking ourselves.
+  for (const std::string& path : {config_.state, config_.log_file}) {
+    struct stat attr {};
+    if (!path.empty() && ::stat(path.c_str(), &attr) == 0) options.own_files.emplace_back(attr.st_dev, attr.st_ino);
+  }
   return options;
 }
 

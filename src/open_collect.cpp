@@ -65,7 +65,7 @@ Status OpenFiles::measure(Opening& opening, Writers& writers) {
   for (const MeasureOrder& order : opening.orders) {
     // IMA: the kernel keeps the digest it took first; here each rule gets the kind that it asks for.
     if (!content || order.wants_verity != collected_for->wants_verity ||
-        order.form->is_legacy() != collected_for->form->is_legacy()) {
+        order.form->is_legacy() != collected_for->form->is_legacy() || (order.form->has(FieldId::kD) && !collected_for->form->has(FieldId::kD))) {
       auto collected = collect(opening, order, seen, writers, direct);
       if (!collected && collected.error().code == ENODATA && order.wants_verity) continue;  // no fs-verity digest: no entry
       if (!collected) return fail(collected.error());

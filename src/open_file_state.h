@@ -54,6 +54,11 @@ struct OpenFiles::File {
   bool keep_cache = false;  // the kernel's pages are of `cached_version`
   FileVersion cached_version;
 
+  // For handles that have no descriptor of their own to learn write errors from. Changed under `sync_mutex`.
+  std::mutex sync_mutex;  // one such fsync(2) at a time: an error it was told is known to the next
+  std::atomic<std::uint64_t> write_errors{0};  // how many it was told
+  int write_error = 0;                         // the last one
+
   bool is_open() const { return readers + writers > 0; }
   bool may_be_mapped() const { return mapped || unsure; }
 };
@@ -68,6 +73,8 @@ struct OpenFiles::Handle {
   File* file;
   int reads_from;  // a descriptor of the file's
   bool writes;
+  std::uint64_t errors_seen = 0;  // of File::write_errors. Under File::sync_mutex, as is:
+  UniqueFd synced_by = UniqueFd();  // its own descriptor, from its first fsync on
 };
 
 struct OpenFiles::Opening {

@@ -26,6 +26,7 @@ OpenFiles::OpenFiles(Options options, Kernel kernel, BackingTree& tree, InodeTab
                      FairWorkers& workers)
     : options_(options), kernel_(std::move(kernel)), tree_(tree), table_(table), gate_(gate), reaper_(reaper), workers_(workers) {
   overseer_ = std::thread([this] { look_after_waiting(); });
+  has_neighbours_ = kernel_.has_neighbours();
   if (options_.leases) leases_ = LeaseKeeper::start([this](LeaseKeeper::Breaks breaks) { on_breaks(std::move(breaks)); }, [this] { on_tick(); });
 }
 
@@ -56,6 +57,33 @@ Result<OpenFiles::Writable> OpenFiles::writable(std::uint64_t handle) {
   own.fd = fd->get();
   own.owned = std::move(*fd);
   return own;
+}
+
+// The kernel tells a write error to each open file description once, and handles share ours. The first fsync of a handle asks
+// the shared one, and what that was told is remembered for the others; then the handle gets one of its own.
+Status OpenFiles::sync(std::uint64_t handle, bool only_data) {
+  auto& open = *reinterpret_cast<Handle*>(handle);
+  File& file = *open.file;
+  const auto flush = [only_data](int fd) { return (only_data ? ::fdatasync(fd) : ::fsync(fd)) == 0 ? 0 : errno; };
+  std::unique_lock shared(file.sync_mutex);
+  int code = 0;
+  if (open.synced_by) {
+    const int own = open.synced_by.get();
+    shared.unlock();
+    code = flush(own);
+  } else {
+    code = flush(open.reads_from);
+    if (code != 0) {
+      ++file.write_errors;
+      file.write_error = code;
+    } else if (open.errors_seen != file.write_errors) {
+      code = file.write_error;
+    }
+    open.errors_seen = file.write_errors;
+    if (auto own = table_.open(file.node, O_RDONLY | O_CLOEXEC)) open.synced_by = std::move(*own);
+  }
+  if (code != 0) return fail(code, "sync");
+  return {};
 }
 
 NodeId OpenFiles::node_of(std::uint64_t handle) { return reinterpret_cast<Handle*>(handle)->file->node; }
@@ -109,7 +137,7 @@ void OpenFiles::finish(std::unique_ptr<Opening> opening, Status status) {
   if (status) {
     const bool moves_atime = file.reader && (opening->request.flags & O_NOATIME) == 0;
     const UniqueFd& source = moves_atime ? file.reader : file.anchor ? file.anchor : file.writer;
-    auto* const handle = new Handle{&file, source.get(), opening->writes()};
+    auto* const handle = new Handle{&file, source.get(), opening->writes(), file.write_errors, UniqueFd()};
     result = Opened{reinterpret_cast<std::uint64_t>(handle), file.backing_id, file.keep_cache};
   } else {
     result = fail(status.error());
@@ -148,6 +176,11 @@ void OpenFiles::leave_busy(File& file, Lock& lock) {
   }
   file.busy = false;
   if (file.is_open() || file.listed_idle || file.pins > 0 || file.borrowers > 0) return;
+  // Another imafs would take our descriptor for a reader.
+  if (has_neighbours_ && !file.may_be_mapped() && !file.writable) {
+    give_up({&claim(file, lock)}, lock);
+    return;
+  }
   file.idle_since = std::chrono::steady_clock::now();
   file.idle_position = idle_.insert(idle_.end(), &file);
   file.listed_idle = true;
@@ -157,6 +190,7 @@ void OpenFiles::leave_busy(File& file, Lock& lock) {
 void OpenFiles::release(std::uint64_t handle) {
   const std::unique_ptr<Handle> open(reinterpret_cast<Handle*>(handle));
   File& file = *open->file;
+  open->synced_by.reset();  // or it would count as somebody who reads
   Lock lock(mutex_);
   auto& count = open->writes ? file.writers : file.readers;
   IMAFS_CHECK(count > 0);
@@ -191,7 +225,7 @@ void OpenFiles::note_mappings(File& file, bool again) {
   const bool others = armed && leases_->watch_if_alone(file.anchor.get()) == LeaseKeeper::Answer::kRefused;
   // RELEASE can overtake the end of the very close(2) it tells of, and a writer may have come meanwhile: then
   // the answer says nothing yet. Libraries and programs are what lives on in mappings; others are asked again.
-  const bool sure = !others || file.is_elf || again;
+  const bool sure = !others || (file.is_elf && !has_neighbours_) || again;
   {
     const Lock lock(mutex_);
     file.mapped = others && sure;

@@ -312,7 +312,7 @@ Status OpenFiles::judge_reading(Opening& opening) {
     bool emit = false;
     cache_.with(file.node, [&](FileRecord& record) {
       if (writers == Writers::kNone) record.writing_phase_ended();
-      emit = watches && writers != Writers::kNone && record.take_open_writers();
+      emit = watches && writers != Writers::kNone && writers != Writers::kOurselves && record.take_open_writers();
       // IMA: of writers beside us nothing tells one from the next, so each open has its own violation.
       if (writers == Writers::kOthers) emit = watches;
     });

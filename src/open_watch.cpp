@@ -91,7 +91,8 @@ OpenFiles::Writers OpenFiles::find_writers(File& file) {
       // A writer of the mount may live on in a mapping whose handle is closed: its phase goes on. If nobody looked when
       // that was closed, another one may have come: what was hashed does not stand this time.
       file.outlived = mapped;
-      return !mapped ? Writers::kOthers : outlived ? Writers::kTracked : Writers::kDoubtful;
+      if (mapped) return outlived ? Writers::kTracked : Writers::kDoubtful;
+      return kernel_.is_our_own(file.node) ? Writers::kOurselves : Writers::kOthers;
     }
     if (answer == LeaseKeeper::Answer::kGranted) {
       drop_lease(file);
@@ -123,7 +124,9 @@ bool OpenFiles::has_readers(File& file) {
     auto answer = LeaseKeeper::Answer::kUnsupported;
     if (file.backing_id > 0 && !writers) answer = take_lease(file, &LeaseKeeper::watch_if_alone);
     if (answer == LeaseKeeper::Answer::kGranted && tracked == 0) return false;
-    if (answer == LeaseKeeper::Answer::kRefused) return true;
+    // Another imafs may be about to close what it had open, as we may.
+    const bool may_close = has_neighbours_ && tracked == 0 && std::chrono::steady_clock::now() - start < kReleaseInFlight;
+    if (answer == LeaseKeeper::Answer::kRefused && !may_close) return true;
     if (answer == LeaseKeeper::Answer::kUnsupported && (tracked == 0 || settled)) return tracked > 0;
     if (has_waited_for_releases(start)) return true;
   }
@@ -151,6 +154,7 @@ void OpenFiles::watch_readers_again(File& file) {
 
 void OpenFiles::note_writer_beside(File& file, bool is_read) {
   bool emit = false;
+  is_read = is_read && !kernel_.is_our_own(file.node);
   cache_.with(file.node, [&](FileRecord& record) {
     emit = is_read && record.take_tomtou();
     record.was_written_beside();
@@ -291,14 +295,15 @@ void OpenFiles::rest(const Broken& broken) {
 void OpenFiles::on_tick() {
   std::vector<File*> stale, leaving;
   const auto now = std::chrono::steady_clock::now();
+  has_neighbours_ = kernel_.has_neighbours();
   {
     Lock lock(mutex_);
     for (File* const file : idle_) {
       const auto idle = now - file->idle_since;
-      if (idle < kLeaseAfterClose) break;
-      if (idle > kKeepIdle && !file->may_be_mapped()) {
+      if (idle < kLeaseAfterClose && !has_neighbours_) break;
+      if ((idle > kKeepIdle || (has_neighbours_ && !file->writable)) && !file->may_be_mapped()) {
         leaving.push_back(file);
-      } else if (file->leased || file->writable) {
+      } else if ((file->leased || file->writable) && idle >= kLeaseAfterClose) {
         stale.push_back(file);
       }
     }

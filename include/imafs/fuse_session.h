@@ -1,10 +1,13 @@
 // The mount: a libfuse session over the tree, the gate and the control directory.
 #pragma once
 
+#include <sys/types.h>
+
 #include <cstdint>
 #include <functional>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "imafs/control_dir.h"
@@ -29,6 +32,8 @@ struct SessionOptions {
   bool leases = true;
   bool inline_hashing = true;
   bool read_only = false;
+  // Device and inode of directories and files that this process keeps open for itself.
+  std::vector<std::pair<dev_t, ino_t>> own_files;
   std::vector<std::string> extra_mount_options;  // for libfuse and mount(2), as given with -o
 };
 

@@ -68,6 +68,8 @@ class InodeTable {
   // The numbers of that inode: none, one, or one for each mount of its file system in the tree.
   virtual std::vector<NodeId> numbers_of(dev_t device, ino_t inode) const = 0;
   virtual std::vector<NodeId> all() const = 0;
+  // Whether it is that file or directory, or one below that directory.
+  virtual bool is_inside(NodeId id, dev_t device, ino_t inode) const = 0;
 
   // Keeps names true to what was just done in the tree.
   virtual void did_rename(NodeId parent, std::string_view name, NodeId new_parent,

@@ -61,6 +61,7 @@ struct OpenFacts {
 struct Collected {
   Digest digest = Digest::zero(HashAlgorithm::kSha256);
   bool is_verity = false;
+  std::optional<Digest> legacy;  // for field d, where `digest` is too long for it: of the same bytes
   std::uint64_t size = 0;  // bytes that were read
 };
 
@@ -132,6 +133,8 @@ class MeasureGate {
   static std::shared_ptr<const Loaded> prepare(Policy policy, bool enabled);
   std::shared_ptr<const Loaded> loaded() const;
   EntryFacts facts_of(const Template& form, const NamedFile& file) const;
+  Result<Collected> with_legacy(int fd, const MeasureOrder& order, Collected collected, const HashPause& pause) const;
+  HashAlgorithm legacy_algorithm() const;
   MeasureOrder order_of(Hook hook, const Rule& rule) const;
   struct Buffer {
     std::string_view label;

@@ -55,6 +55,8 @@ class OpenFiles {
     std::function<void(NodeId)> drop_attributes;  // at once; among them the size, which ends a cached read
     // How many requests are on their way to us or in work; nothing if that cannot be learnt.
     std::function<std::optional<unsigned>()> requests;
+    std::function<bool()> has_neighbours;     // another imafs shows these files
+    std::function<bool(NodeId)> is_our_own;   // what we keep open for ourselves: the state directory, the file of messages
     // Who reports writers outside the mount; null: nobody.
     std::function<TreeWatch*()> watch;
   };
@@ -104,6 +106,8 @@ class OpenFiles {
     UniqueFd owned;
   };
   Result<Writable> writable(std::uint64_t handle);
+  // fsync(2), fdatasync(2). An error of writing to the disk is told to each handle that was open then, once.
+  Status sync(std::uint64_t handle, bool only_data);
   static NodeId node_of(std::uint64_t handle);
 
   // The O_RDONLY descriptor of a file that somebody has open, for calls that would need one of their own. It stays open as
@@ -213,7 +217,8 @@ class OpenFiles {
     kNone,
     kTracked,   // of the mount, and one of them for sure
     kDoubtful,  // perhaps those we know of, perhaps others, perhaps none any more
-    kOthers,    // beside the mount
+    kOthers,    // outside the mount
+    kOurselves, // we, for ourselves, and nobody through the mount
   };
   Writers find_writers(File& file);
   bool releases_are_in() const;
@@ -251,6 +256,8 @@ class OpenFiles {
   std::atomic<bool> layers_unwatched_{false}, writers_unreported_{false};
   std::atomic<std::uint64_t> owed_violations_{0};
   std::atomic<std::uint64_t> measured_{0}, cache_hits_{0}, hashed_bytes_{0};
+
+  std::atomic<bool> has_neighbours_{false};  // as of the last tick
 
   // What is left to do about broken leases: waiting for RELEASEs, which is short, and logging violations, for which a TPM may
   // have to be waited for. Each has a thread of its own, so that neither keeps the keeper's from noting the next breaks.
