@@ -89,6 +89,7 @@ void add_mount_options(CLI::App& app, MountConfig& config, std::vector<std::stri
   app.add_flag("--no-watch", config.no_watch, "do not ask the kernel to tell of changes beside the mount: names and attributes age by --timeout");
   app.add_flag("--no-low-latency", config.no_low_latency, "let idle processors sleep also while requests follow each other quickly");
   app.add_flag("--no-leases", config.no_leases, "do not watch writers beside the mount");
+  app.add_flag("--no-seccomp", config.no_seccomp, "do not end the daemon when it makes a system call that it has no reason for");
   app.add_option("-o", mount_options, "mount options, as mount(8) gives them")->take_all();
   app.add_flag("-f,--foreground", config.foreground, "stay, and write messages to stderr");
   app.add_option("--log-level", config.log_level, "trace, debug, info, warning, error, critical, off")->capture_default_str();

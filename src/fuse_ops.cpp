@@ -18,6 +18,7 @@
 #include "fuse_directory.h"
 #include "fuse_ioctl.h"
 #include "fuse_reply.h"
+#include "imafs/unreserved.h"
 
 namespace imafs {
 namespace {
@@ -335,6 +336,8 @@ void do_write(fuse_req_t request, fuse_ino_t node, const char* bytes, size_t siz
   const struct iovec part {const_cast<char*>(bytes), size};
   // The flags of now, not those of the open; and a page that was mapped goes where it belongs.
   const bool appends = (file->flags & O_APPEND) != 0 && file->writepage == 0;
+  // A page that was mapped comes from whoever happens to write it back.
+  const Unreserved unreserved(file->writepage != 0 ? Unreserved::kNobody : caller_of(request).uid);
   const auto written = with_room(context, [&] {
     return count_of(::pwritev2(writable->fd, &part, 1, offset, appends ? RWF_APPEND : 0));
   });
@@ -353,6 +356,7 @@ void do_fallocate(fuse_req_t request, fuse_ino_t node, int mode, off_t offset, o
   FuseContext& context = context_of(request);
   const auto writable = context.files.writable(file->fh);
   if (!writable) return reply_error(request, writable.error());
+  const Unreserved unreserved(caller_of(request).uid);
   const auto done = with_room(context, [&] { return count_of(::fallocate(writable->fd, mode, offset, size)); });
   refuse(request, done ? 0 : done.error().code);
 }
@@ -370,6 +374,7 @@ void do_copy_file_range(fuse_req_t request, fuse_ino_t from, off_t from_offset, 
   FuseContext& context = context_of(request);
   const auto writable = context.files.writable(to_file->fh);
   if (!writable) return reply_error(request, writable.error());
+  const Unreserved unreserved(caller_of(request).uid);
   const auto copied = with_room(context, [&] {
     return count_of(::copy_file_range(OpenFiles::readable(from_file->fh), &from_offset, writable->fd, &to_offset, size,
                                       static_cast<unsigned>(flags)));

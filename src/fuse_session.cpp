@@ -19,6 +19,7 @@
 
 #include "fuse_ops.h"
 #include "imafs/neighbours.h"
+#include "imafs/unreserved.h"
 #include "imafs/worker_pool.h"
 #include "inode_numbers.h"
 #include "mount_masks.h"
@@ -81,11 +82,11 @@ std::string escaped(const std::string& text) {
   return out;
 }
 
-// The end of a session that is no longer connected.
+// The end of a session that is no longer connected. libfuse's own way to unmount runs a program, which the daemon may not.
 struct Destroy {
-  bool unmounts = false;
+  std::function<void()> unmount;  // empty: it is not mounted, or not ours any more
   void operator()(struct fuse_session* session) const {
-    if (unmounts) ::fuse_session_unmount(session);
+    if (unmount) unmount();
     ::fuse_session_destroy(session);
   }
 };
@@ -215,6 +216,8 @@ class Session final : public FuseSession {
     return {[this](int fd) {
               BackingMap map{fd, 0, 0};
               if (!can_pass_through_) return -EOPNOTSUPP;
+              // The kernel writes with what the registering thread was: whoever may write to a file must not get root's blocks by it.
+              const Unreserved unreserved;
               const int id = ::ioctl(::fuse_session_fd(session_.get()), kBackingOpen, &map);
               return id > 0 ? id : -errno;
             },
@@ -278,8 +281,7 @@ class Session final : public FuseSession {
   // Until the kernel has asked for the root's attributes the root has no permissions for anybody, and a notice makes the
   // kernel throw away an answer that is on its way: we ask, undisturbed, before others do.
   void make_root_known() {
-    struct stat attr {};
-    (void)::stat(options_.mountpoint.c_str(), &attr);
+    options_.look_at_root();
     root_is_known_ = true;
     drop_attributes(kRootNode);  // what changed meanwhile was not told
     if (ready_) ready_();
@@ -320,8 +322,13 @@ class Session final : public FuseSession {
     const int fd = ::fuse_session_fd(session_.get());
     struct pollfd state {fd, 0, 0};
     const bool gone = ::poll(&state, 1, 0) == 1 && (state.revents & POLLERR) != 0;
-    session_.get_deleter().unmounts = !gone;  // what is mounted there now is somebody else's
+    if (!gone) session_.get_deleter().unmount = [this] { unmount(); };  // else what is mounted there now is somebody else's
     ::dup3(null_.get(), fd, O_CLOEXEC);
+  }
+
+  void unmount() const {
+    if (options_.unmount) return options_.unmount();
+    ::umount2(options_.mountpoint.c_str(), MNT_DETACH | UMOUNT_NOFOLLOW);
   }
 
   const SessionOptions options_;

@@ -22,9 +22,11 @@
 #include "imafs/fuse_session.h"
 #include "imafs/lease_keeper.h"
 #include "imafs/lsm_labels.h"
+#include "imafs/launcher.h"
 #include "imafs/pcr_value.h"
 #include "imafs/policy_parser.h"
 #include "imafs/posix_file.h"
+#include "imafs/privileges.h"
 #include "imafs/service_manager.h"
 #include "imafs/status_report.h"
 #include "imafs/tpm_selection.h"
@@ -79,19 +81,37 @@ ExitCode code_of_log(int code) {
   return code == EIO ? ExitCode::kTpm : ExitCode::kState;
 }
 
+// How who may not call umount(2) takes a mount away.
+CommandLine unmount_command(const MountConfig& config) { return {"fusermount3", "-u", "-q", "-z", "--", config.mountpoint}; }
+
+// What is asked of the mount from outside the daemon: its root, and a file that is always there.
+CommandLine look_at_root(const MountConfig& config) { return {config.mountpoint, ""}; }
+CommandLine look_at_status(const MountConfig& config) { return {config.mountpoint, "/.ima/status"}; }
+
+// The processes that do what the daemon may not. One that looks at the mount waits for the daemon, which may wait for the other.
+struct Helpers {
+  std::unique_ptr<Launcher> launcher;  // null: there is nothing that it would have to run
+  std::unique_ptr<Launcher> looker;
+};
+
 // Everything a mount is made of, in the order it is built; it is taken down the other way round.
 class Mount {
  public:
-  explicit Mount(CheckedConfig checked) : checked_(std::move(checked)), config_(checked_.config) {}
+  Mount(CheckedConfig checked, Policy policy, Helpers helpers)
+      : checked_(std::move(checked)), config_(checked_.config), policy_(std::move(policy)), helpers_(std::move(helpers)) {}
 
   tl::expected<void, Failure> build();
   tl::expected<void, Failure> serve(std::function<void()> ready);
 
  private:
   tl::expected<void, Failure> open_log();
+  void give_up_system_calls();
+  RunProgram programs() {
+    return [this](const CommandLine& command) { return helpers_.launcher ? helpers_.launcher->run(command) : Result<int>(fail(EPERM, "no program may be run")); };
+  }
   Result<std::vector<LogEntry>> opening_entries() const;
   tl::expected<void, Failure> measure_start();
-  SessionOptions session_options() const;
+  SessionOptions session_options();
   StatusReport report() const;
   std::vector<std::pair<std::string, std::string>> options_in_force() const;
   void end_private_tpm() {
@@ -100,6 +120,9 @@ class Mount {
 
   const CheckedConfig checked_;
   const MountConfig& config_;
+  Policy policy_;  // moved into the gate
+  const Helpers helpers_;
+  std::string filter_ = "off";  // what status says of the filter of system calls
   const std::int64_t started_at_ = ::time(nullptr);
   std::shared_ptr<LogLock> state_lock_;  // given back last
   SelectedTpm tpm_;
@@ -117,7 +140,7 @@ tl::expected<void, Failure> Mount::open_log() {
   if (!lock) return refuse(lock.error().code == EALREADY ? ExitCode::kStateInUse : ExitCode::kState, lock.error().what);
   state_lock_ = std::make_shared<LogLock>(std::move(*lock));
   const auto is_ours = [&](PcrExtender& tpm) { return journal_fits(config_.state, tpm); };
-  auto selected = select_tpm(config_.tpm, config_.pcr, config_.state + "/tpm", is_ours);
+  auto selected = select_tpm(config_.tpm, config_.pcr, config_.state + "/tpm", is_ours, programs());
   if (!selected) return refuse(selected.error().code == ENOENT ? ExitCode::kNoSwtpm : ExitCode::kTpm, selected.error().what);
   tpm_ = std::move(*selected);
 
@@ -174,9 +197,7 @@ tl::expected<void, Failure> Mount::measure_start() {
 }
 
 tl::expected<void, Failure> Mount::build() {
-  auto policy = initial_policy(checked_);
-  if (!policy) return tl::unexpected<Failure>(policy.error());
-  say("policy: " + config_.policy + " (" + std::to_string(policy->rules.size()) + " rules)");
+  say("policy: " + config_.policy + " (" + std::to_string(policy_.rules.size()) + " rules)");
   auto tree = BackingTree::open({config_.backing, config_.one_file_system});
   if (!tree) return refuse(ExitCode::kBacking, tree.error().what);
   tree_ = std::move(*tree);
@@ -188,7 +209,7 @@ tl::expected<void, Failure> Mount::build() {
   options.form = checked_.form;
   options.pcr = config_.pcr;
   options.path_prefix = config_.path_prefix;
-  gate_ = std::make_unique<MeasureGate>(options, *log_, audit_messages(), std::move(*policy));
+  gate_ = std::make_unique<MeasureGate>(options, *log_, audit_messages(), std::move(policy_));
   auto built = measure_start();
   if (built) {
     ControlDir::Sources sources{*gate_, *log_, [this] { return to_json(report()); }, [this] { return to_prometheus(report()); },
@@ -209,6 +230,7 @@ tl::expected<void, Failure> Mount::build() {
 }
 
 tl::expected<void, Failure> Mount::serve(std::function<void()> ready) {
+  give_up_system_calls();
   const auto served = session_->run(std::move(ready));
   session_.reset();
   log_.reset();
@@ -217,7 +239,30 @@ tl::expected<void, Failure> Mount::serve(std::function<void()> ready) {
   return {};
 }
 
-SessionOptions Mount::session_options() const {
+// All that needs more than the daemon's everyday calls is done: mounting, and for a plain user the setuid program that mounts.
+void Mount::give_up_system_calls() {
+  if (config_.no_seccomp) return warn("system calls are not filtered: --no-seccomp");
+  FilterOptions options;
+  options.io_uring = config_.io_uring;
+  options.programs = tpm_.tcti.starts_with("cmd:");
+  const auto filtered = filter_system_calls(options);
+  if (filtered) filter_ = "on";
+  if (filtered) return;
+  forbid_new_privileges();
+  warn("system calls are not filtered: " + filtered.error().what);
+}
+
+// Programs that are wanted after the daemon has given up running any.
+std::vector<CommandLine> later_programs(const MountConfig& config) {
+  std::vector<CommandLine> commands;
+  if (config.tpm == "auto" || config.tpm == "swtpm") {
+    if (auto swtpm = SwtpmProcess::command_line(config.state + "/tpm")) commands.push_back(std::move(*swtpm));
+  }
+  if (::geteuid() != 0) commands.push_back(unmount_command(config));
+  return commands;
+}
+
+SessionOptions Mount::session_options() {
   SessionOptions options;
   options.mountpoint = config_.mountpoint;
   options.backing = config_.backing;
@@ -230,6 +275,8 @@ SessionOptions Mount::session_options() const {
   options.passthrough = !config_.no_passthrough && ::geteuid() == 0;
   options.leases = !config_.no_leases;
   options.read_only = config_.read_only;
+  if (::geteuid() != 0) options.unmount = [this] { (void)programs()(unmount_command(config_)); };
+  options.look_at_root = [this] { (void)helpers_.looker->run(look_at_root(config_)); };
   options.extra_mount_options = config_.mount_options;
   // Now: later the mount may stand over them, and asking would be asking ourselves.
   for (const std::string& path : {config_.state, config_.log_file}) {
@@ -260,6 +307,7 @@ StatusReport Mount::report() const {
   report.options.emplace_back("state", config_.state);
   report.options.emplace_back("tcti", tpm_.tcti);
   report.options.emplace_back("base", log_->base());
+  report.options.emplace_back("seccomp", filter_);
   report.policy = gate_->policy();
   report.last_policy_error = control_->last_policy_error();
   report.policy_updates_completed = control_->policy_updates().completed;
@@ -313,17 +361,48 @@ ExitCode tell(const Failure& failure) {
   return failure.code;
 }
 
-tl::expected<void, Failure> serve_mount(CheckedConfig checked, const std::function<void()>& ready) {
+// What the process that serves gives up before it has a thread. A plain user still has a setuid program to run, which mounts.
+void give_up_privileges() {
   // No process of the same user may attach, or read the memory: what is measured is decided there.
   ::prctl(PR_SET_DUMPABLE, 0);
+  keep_capabilities(daemon_capabilities());
+  if (::geteuid() == 0) forbid_new_privileges();
+}
+
+Result<Helpers> start_helpers(const MountConfig& config) {
+  const auto restrict_to = [](std::uint64_t capabilities) {
+    return [capabilities] {
+      ::prctl(PR_SET_DUMPABLE, 0);
+      keep_capabilities(capabilities);
+      if (::geteuid() == 0) forbid_new_privileges();
+    };
+  };
+  Helpers helpers;
+  if (auto programs = later_programs(config); !programs.empty()) {
+    auto launcher = Launcher::start(std::move(programs), restrict_to(launcher_capabilities()));
+    if (!launcher) return fail(launcher.error());
+    helpers.launcher = std::move(*launcher);
+  }
+  auto looker = Launcher::start({look_at_root(config), look_at_status(config)}, restrict_to(looker_capabilities()), look_at_mount);
+  if (!looker) return fail(looker.error());
+  helpers.looker = std::move(*looker);
+  return helpers;
+}
+
+tl::expected<void, Failure> serve_mount(CheckedConfig checked, Policy policy, const std::function<void()>& ready) {
+  auto helpers = start_helpers(checked.config);
+  if (!helpers) return refuse(ExitCode::kMountFailed, helpers.error().what);
+  give_up_privileges();
   LeaseKeeper::block_signals();
   if (auto started = start_messages(checked.config); !started) return started;
-  const std::string mountpoint = checked.config.mountpoint;
-  Mount mount(std::move(checked));
+  if (const int given = descriptor_named(checked.config.log_file); given >= 0) ::close(given);  // opened anew
+  const CommandLine status = look_at_status(checked.config);
+  Launcher& looker = *helpers->looker;
+  Mount mount(std::move(checked), std::move(policy), std::move(*helpers));
   auto result = mount.build();
   if (result) {
     // A request that comes back through the kernel shows that the mount still answers.
-    const Watchdog watchdog([path = mountpoint] { return ::access((path + "/.ima/status").c_str(), F_OK) == 0; });
+    const Watchdog watchdog([&] { return looker.run(status).has_value(); });
     result = mount.serve([&] {
       notify_service_manager("READY=1");
       ready();
@@ -339,7 +418,7 @@ tl::expected<void, Failure> serve_mount(CheckedConfig checked, const std::functi
 // without it the caller is gone (Ctrl-C), and nobody wants the mount any more.
 constexpr char kReady = 0;
 
-[[noreturn]] void serve_in_background(CheckedConfig checked, UniqueFd pipe) {
+[[noreturn]] void serve_in_background(CheckedConfig checked, Policy policy, UniqueFd pipe) {
   ::setsid();
   bool told = false;
   const auto ready = [&] {
@@ -351,7 +430,7 @@ constexpr char kReady = 0;
     for (int fd = 0; fd < 3; ++fd) ::dup2(null.get(), fd);
     (void)!::chdir("/");
   };
-  const auto result = serve_mount(std::move(checked), ready);
+  const auto result = serve_mount(std::move(checked), std::move(policy), ready);
   if (!result && !told) {
     const std::string text = std::string(1, static_cast<char>(result.error().code)) + result.error().sentence;
     (void)write_all(pipe.get(), as_bytes(text));
@@ -387,8 +466,12 @@ ExitCode run_mount(MountConfig config) {
   auto checked = check_config(std::move(config));
   if (!checked) return tell(checked.error());
   for (const std::string& warning : checked->warnings) std::fprintf(stderr, "imafs: warning: %s\n", warning.c_str());
+  // The rules may come through a descriptor of the caller's (<(...) in a shell), so they are read before those are closed.
+  auto policy = initial_policy(*checked);
+  if (!policy) return tell(policy.error());
+  close_inherited_descriptors(descriptor_named(checked->config.log_file));
   if (checked->config.foreground) {
-    const auto result = serve_mount(std::move(*checked), [] {});
+    const auto result = serve_mount(std::move(*checked), std::move(*policy), [] {});
     return result ? ExitCode::kOk : tell(result.error());
   }
   std::array<int, 2> ends{};
@@ -398,7 +481,7 @@ ExitCode run_mount(MountConfig config) {
   if (child < 0) return tell({ExitCode::kMountFailed, errno_error("fork").what});
   if (child == 0) {
     reader.reset();
-    serve_in_background(std::move(*checked), std::move(writer));
+    serve_in_background(std::move(*checked), std::move(*policy), std::move(writer));
   }
   writer.reset();
   return wait_for_background(std::move(reader), child);

@@ -1,8 +1,6 @@
 #include "imafs/swtpm_process.h"
 
-#include <fcntl.h>
 #include <signal.h>
-#include <spawn.h>
 #include <sys/socket.h>
 #include <sys/un.h>
 #include <sys/wait.h>
@@ -17,8 +15,6 @@
 #include "imafs/digest.h"
 #include "imafs/posix_file.h"
 #include "imafs/unique_fd.h"
-
-extern char** environ;
 
 namespace imafs {
 namespace {
@@ -37,6 +33,13 @@ Result<std::string> socket_path(const std::string& directory) {
   return *runtime + "/" + file_name_for(directory);
 }
 
+CommandLine words_of(const std::string& directory, const std::string& socket) {
+  return {"swtpm",    "socket", "--tpm2", "--daemon", "--tpmstate", "dir=" + directory,
+          "--server", "type=unixio,path=" + socket, "--ctrl", "type=unixio,path=" + socket + ".ctrl",
+          "--flags",  "not-need-init,startup-clear", "--pid", "file=" + directory + "/pid",
+          "--log",    "file=" + directory + "/log,level=1"};
+}
+
 UniqueFd connect_to(const std::string& path) {
   UniqueFd fd(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
   struct sockaddr_un address {};
@@ -49,14 +52,20 @@ UniqueFd connect_to(const std::string& path) {
 
 }  // namespace
 
-SwtpmProcess::SwtpmProcess(std::string directory, std::string socket)
-    : directory_(std::move(directory)), socket_(std::move(socket)), tcti_("swtpm:path=" + socket_) {}
+SwtpmProcess::SwtpmProcess(std::string directory, std::string socket, RunProgram run)
+    : directory_(std::move(directory)), socket_(std::move(socket)), tcti_("swtpm:path=" + socket_), run_(std::move(run)) {}
 
-Result<std::unique_ptr<SwtpmProcess>> SwtpmProcess::find_or_start(const std::string& directory) {
+Result<CommandLine> SwtpmProcess::command_line(const std::string& directory) {
+  auto socket = socket_path(directory);
+  if (!socket) return fail(socket.error());
+  return words_of(directory, *socket);
+}
+
+Result<std::unique_ptr<SwtpmProcess>> SwtpmProcess::find_or_start(const std::string& directory, RunProgram run) {
   if (auto made = make_directories(directory, 0700); !made) return fail(made.error());
   auto socket = socket_path(directory);
   if (!socket) return fail(socket.error());
-  std::unique_ptr<SwtpmProcess> process(new SwtpmProcess(directory, std::move(*socket)));
+  std::unique_ptr<SwtpmProcess> process(new SwtpmProcess(directory, std::move(*socket), std::move(run)));
   process->was_running_ = process->find();
   if (!process->was_running_) {
     if (auto started = process->start(); !started) return fail(started.error());
@@ -87,35 +96,11 @@ bool SwtpmProcess::find() {
 Status SwtpmProcess::start() {
   ::unlink(socket_.c_str());
   ::unlink((socket_ + ".ctrl").c_str());
-  const std::vector<std::string> words{
-      "swtpm",  "socket",  "--tpm2", "--daemon", "--tpmstate", "dir=" + directory_,
-      "--server", "type=unixio,path=" + socket_, "--ctrl", "type=unixio,path=" + socket_ + ".ctrl",
-      "--flags", "not-need-init,startup-clear", "--pid", "file=" + directory_ + "/pid",
-      "--log", "file=" + directory_ + "/log,level=1"};
-  std::vector<char*> arguments;
-  for (const std::string& word : words) arguments.push_back(const_cast<char*>(word.c_str()));
-  arguments.push_back(nullptr);
-
-  posix_spawn_file_actions_t files;
-  ::posix_spawn_file_actions_init(&files);
-  for (int fd = 0; fd < 3; ++fd) ::posix_spawn_file_actions_addopen(&files, fd, "/dev/null", O_RDWR, 0);
-  posix_spawnattr_t attributes;
-  ::posix_spawnattr_init(&attributes);
-  sigset_t none;
-  ::sigemptyset(&none);
-  ::posix_spawnattr_setsigmask(&attributes, &none);
-  ::posix_spawnattr_setflags(&attributes, POSIX_SPAWN_SETSIGMASK);
-  pid_t starter = 0;
-  const int error = ::posix_spawnp(&starter, "swtpm", &files, &attributes, arguments.data(), environ);
-  ::posix_spawnattr_destroy(&attributes);
-  ::posix_spawn_file_actions_destroy(&files);
-  if (error == ENOENT) return fail(ENOENT, "swtpm is not installed; install it, or choose a TPM with --tpm");
-  if (error != 0) return fail(error_of(error, "cannot start swtpm"));
-
-  // It forks once its sockets stand; the one we started ends then.
-  int status = 0;
-  while (::waitpid(starter, &status, 0) < 0 && errno == EINTR) {
-  }
+  const auto started = run_(words_of(directory_, socket_));
+  if (!started && started.error().code == ENOENT) return fail(ENOENT, "swtpm is not installed; install it, or choose a TPM with --tpm");
+  if (!started) return fail(started.error());
+  // It forks once its sockets stand; the one that was started ends then.
+  const int status = *started;
   if (!WIFEXITED(status) || WEXITSTATUS(status) != 0) {
     const auto log = read_file(directory_ + "/log", 1 << 16);
     return fail(EIO, "swtpm did not start in '" + directory_ + "'" + (log && !log->empty() ? ": " + log->substr(0, log->find('\n')) : ""));

@@ -23,8 +23,8 @@ Result<SelectedTpm> open_given(const std::string& tcti, std::string reason) {
   return selected;
 }
 
-Result<SelectedTpm> open_private(const std::string& directory, std::string reason) {
-  auto process = SwtpmProcess::find_or_start(directory);
+Result<SelectedTpm> open_private(const std::string& directory, const RunProgram& run, std::string reason) {
+  auto process = SwtpmProcess::find_or_start(directory, run);
   if (!process) return fail(process.error());
   auto extender = open_pcr_extender((*process)->tcti(), kTpmTimeLimit, [swtpm = process->get()] { return swtpm->revive(); });
   if (!extender) {
@@ -41,10 +41,10 @@ Result<SelectedTpm> open_private(const std::string& directory, std::string reaso
 }
 
 Result<SelectedTpm> open_auto(std::uint32_t pcr, const std::string& directory,
-                              const std::function<bool(PcrExtender&)>& is_ours) {
-  if (::access(kDevice, R_OK | W_OK) != 0) return open_private(directory, "a private swtpm: this machine has no TPM we may use");
+                              const std::function<bool(PcrExtender&)>& is_ours, const RunProgram& run) {
+  if (::access(kDevice, R_OK | W_OK) != 0) return open_private(directory, run, "a private swtpm: this machine has no TPM we may use");
   auto device = open_given(std::string("device:") + kDevice, "");
-  if (!device) return open_private(directory, "a private swtpm: " + device.error().what);
+  if (!device) return open_private(directory, run, "a private swtpm: " + device.error().what);
   PcrExtender& tpm = *device->extender;
   const auto value = tpm.read(pcr);
   if (value && *value == pcr_reset_values(tpm.banks(), pcr)) {
@@ -55,20 +55,20 @@ Result<SelectedTpm> open_auto(std::uint32_t pcr, const std::string& directory,
     device->reason = "the machine's TPM: its PCR " + std::to_string(pcr) + " holds our log";
     return device;
   }
-  return open_private(directory, "a private swtpm: PCR " + std::to_string(pcr) + " of the machine's TPM is in use by another log");
+  return open_private(directory, run, "a private swtpm: PCR " + std::to_string(pcr) + " of the machine's TPM is in use by another log");
 }
 
 }  // namespace
 
 Result<SelectedTpm> select_tpm(const std::string& spec, std::uint32_t pcr, const std::string& directory,
-                               const std::function<bool(PcrExtender&)>& is_ours) {
+                               const std::function<bool(PcrExtender&)>& is_ours, const RunProgram& run) {
   if (spec == "none") {
     SelectedTpm none;
     none.reason = "no TPM: the log alone";
     return none;
   }
-  if (spec == "auto") return open_auto(pcr, directory, is_ours);
-  if (spec == "swtpm") return open_private(directory, "a private swtpm, as asked for");
+  if (spec == "auto") return open_auto(pcr, directory, is_ours, run);
+  if (spec == "swtpm") return open_private(directory, run, "a private swtpm, as asked for");
   if (spec == "device") return open_given(std::string("device:") + kDevice, "the machine's TPM, as asked for");
   return open_given(spec, "the TPM at " + spec + ", as asked for");
 }

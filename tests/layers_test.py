@@ -12,7 +12,7 @@ BELOW = {'core': set(), 'tpm': {'core'}, 'fs': {'core'}, 'app': {'core', 'tpm', 
 HEADERS = {
     'core': {'check.h', 'guarded.h', 'result.h', 'unique_fd.h', 'worker_pool.h', 'pcr_extender.h', 'reaper.h'},
     'tpm': {'tpm_connection.h'},
-    'fs': {'absent_names.h', 'file_system_kind.h', 'path_cache.h'},
+    'fs': {'absent_names.h', 'file_system_kind.h', 'path_cache.h', 'unreserved.h'},
     'app': {'bounded_json.h', 'cli_attest.h', 'exit_code.h', 'version.h'},
 }
 
@@ -23,6 +23,7 @@ FENCES = {
     'fuse': {'fuse_ops.h', 'fuse_session.cpp'},
     'spdlog/': {'diag.cpp'},
     'CLI/': {'cli.cpp'},
+    'seccomp': {'seccomp_filter.cpp'},
     'curses': {'cli_top.cpp'},
     'systemd/': {'diag.cpp', 'service_manager.cpp'},
 }

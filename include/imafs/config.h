@@ -41,6 +41,7 @@ struct MountConfig {
   bool no_dedupe = false;
   bool no_passthrough = false;
   bool no_leases = false;
+  bool no_seccomp = false;
   bool read_only = false;
 };
 

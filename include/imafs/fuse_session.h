@@ -34,6 +34,10 @@ struct SessionOptions {
   bool read_only = false;
   // Device and inode of directories and files that this process keeps open for itself.
   std::vector<std::pair<dev_t, ino_t>> own_files;
+  // Takes the mount away at the end: for who may not call umount(2). Empty: umount(2) does.
+  std::function<void()> unmount;
+  // Asks for the attributes of the mount's root, in another process.
+  std::function<void()> look_at_root;
   std::vector<std::string> extra_mount_options;  // for libfuse and mount(2), as given with -o
 };
 

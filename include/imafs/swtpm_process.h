@@ -7,15 +7,19 @@
 #include <memory>
 #include <string>
 
+#include "imafs/launcher.h"
 #include "imafs/result.h"
 
 namespace imafs {
 
 class SwtpmProcess {
  public:
-  // Finds the swtpm of `directory` (made with 0700 if missing), or starts one with PCRs reset.
+  // Finds the swtpm of `directory` (made with 0700 if missing), or starts one with PCRs reset. `run` starts it, now and
+  // whenever it has to be started again.
   // ENOENT: swtpm is not installed.
-  static Result<std::unique_ptr<SwtpmProcess>> find_or_start(const std::string& directory);
+  static Result<std::unique_ptr<SwtpmProcess>> find_or_start(const std::string& directory, RunProgram run = run_program);
+  // How it is started for `directory`: what `run` is asked for.
+  static Result<CommandLine> command_line(const std::string& directory);
 
   const std::string& tcti() const { return tcti_; }  // "swtpm:path=..."
   pid_t pid() const { return pid_; }
@@ -27,7 +31,7 @@ class SwtpmProcess {
   void stop();
 
  private:
-  SwtpmProcess(std::string directory, std::string socket);
+  SwtpmProcess(std::string directory, std::string socket, RunProgram run);
   pid_t noted_pid() const;  // 0: none
   bool find();
   Status start();
@@ -36,6 +40,7 @@ class SwtpmProcess {
   const std::string directory_;
   const std::string socket_;  // data; the control socket has ".ctrl" behind it
   const std::string tcti_;
+  const RunProgram run_;
   pid_t pid_ = 0;
   bool was_running_ = false;
 };

@@ -22,9 +22,10 @@ struct SelectedTpm {
 
 // `spec`: auto, none, swtpm, device[:PATH], or a TCTI string. `auto` takes the machine's TPM if
 // `pcr` is zero in all its banks or `is_ours` says that our journal fits; two logs must never feed
-// one PCR. `directory`: for the private swtpm.
+// one PCR. `directory`: for the private swtpm, which
+// `run` starts.
 // ENOENT: swtpm is not installed. Otherwise the sentence names the TPM that cannot be reached.
 Result<SelectedTpm> select_tpm(const std::string& spec, std::uint32_t pcr, const std::string& directory,
-                               const std::function<bool(PcrExtender&)>& is_ours);
+                               const std::function<bool(PcrExtender&)>& is_ours, const RunProgram& run);
 
 }  // namespace imafs
