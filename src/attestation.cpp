@@ -1,10 +1,18 @@
 #include "imafs/attestation.h"
 
+#include <sys/random.h>
+
+#include <algorithm>
 #include <array>
+#include <cctype>
 #include <ctime>
 #include <nlohmann/json.hpp>
+#include <string_view>
+#include <utility>
 
 #include "imafs/digest.h"
+#include "imafs/log_entry.h"
+#include "imafs/manifest.h"
 
 namespace imafs {
 namespace {
@@ -22,15 +30,48 @@ std::string time_text(std::int64_t seconds) {
   return text.data();
 }
 
+// JSON has no bytes: such a name is shown with marks for what is no UTF-8, and exactly as a URI.
+bool is_text(std::string name) {
+  std::replace_if(name.begin(), name.end(), [](char c) { return static_cast<unsigned char>(c) < 0x20 || c == 0x7f; }, '_');
+  return loggable_name(name) == name;  // which escapes nothing but these and what is no UTF-8
+}
+
+std::string percent_encoded(const std::string& name) {
+  constexpr std::string_view digits = "0123456789ABCDEF", plain = "/-._~";
+  std::string text;
+  for (const char c : name) {
+    const auto byte = static_cast<std::uint8_t>(c);
+    if (byte < 0x80 && (std::isalnum(byte) != 0 || plain.find(c) != std::string_view::npos)) {
+      text += c;
+    } else {
+      text += '%';
+      text += digits[byte >> 4];
+      text += digits[byte & 15];
+    }
+  }
+  return text;
+}
+
+// For a comment: a name cannot end its line.
+std::string in_one_line(const std::string& name) {
+  return is_text(name) && std::none_of(name.begin(), name.end(), [](char c) { return static_cast<unsigned char>(c) < 0x20 || c == 0x7f; })
+             ? name
+             : "file://" + percent_encoded(name);
+}
+
 std::string lines_of(const RunRecord& run) {
   std::string text;
-  for (const FileDigest& file : run.read) text += to_hex(file.digest) + "  " + file.name + "\n";
+  for (const FileDigest& file : run.read) text += sum_line({file.name, to_hex(file.digest)});
   return text;
 }
 
 std::string sha256_of(const std::string& text) { return to_hex(hash_of(HashAlgorithm::kSha256, as_bytes(text)).bytes()); }
 
-Json descriptor(const FileDigest& file) { return {{"name", file.name}, {"digest", {{file.algorithm, to_hex(file.digest)}}}}; }
+Json descriptor(const FileDigest& file) {
+  Json json{{"name", file.name}, {"digest", {{file.algorithm, to_hex(file.digest)}}}};
+  if (!is_text(file.name)) json["uri"] = "file://" + percent_encoded(file.name);
+  return json;
+}
 
 Json descriptors(const std::vector<FileDigest>& files) {
   Json list = Json::array();
@@ -47,7 +88,16 @@ Json statement(const RunRecord& run, const char* predicate_type, Json predicate)
           {"predicate", std::move(predicate)}};
 }
 
-constexpr std::array kNotCovered{"network", "environment variables", "the clock", "/proc, /sys, /dev and the private /tmp", "standard input"};
+constexpr std::array kNotCovered{
+    "network",
+    "processes outside that are spoken to in other ways",
+    "environment variables",
+    "the clock",
+    "descriptors 0 to 2, except standard input that is a file of the tree",
+    "devices: those in the run's /dev, and for root any that mknod(2) or devtmpfs gives, disks and memory among them",
+    "file systems that the command mounts itself",
+    "/proc and /sys, and what they lead to: imafs's own program is process 1",
+    "the private /tmp and /dev/shm"};
 
 Json coverage(const RunRecord& run) {
   Json gone = Json::array();
@@ -62,7 +112,7 @@ Json coverage(const RunRecord& run) {
 Json runtime_trace(const RunRecord& run) {
   std::string event;
   for (const std::string& word : run.command) event += (event.empty() ? "" : " ") + word;
-  return statement(run, "https://in-toto.io/attestation/runtime-trace/v0.2",
+  return statement(run, "https://in-toto.io/attestation/runtime-trace/v0.1",
                    {{"monitor", {{"type", kMonitor}, {"configSource", {{"name", "imafs"}, {"annotations", {{"version", run.version}}}}}, {"tracePolicy", coverage(run)}}},
                     {"monitoredProcess", {{"hostID", "urn:imafs:host:" + run.host}, {"type", "urn:imafs:command:v1"}, {"event", event}}},
                     {"monitorLog",
@@ -83,33 +133,57 @@ Json provenance(const RunRecord& run) {
                       {"metadata", {{"startedOn", time_text(run.started)}, {"finishedOn", time_text(run.finished)}}}}}});
 }
 
+// SPDX 2.3 names these; empty: it does not know the algorithm.
+std::string spdx_algorithm(const std::string& algorithm) {
+  constexpr std::array<std::pair<std::string_view, std::string_view>, 7> names{{{"sha1", "SHA1"}, {"sha224", "SHA224"}, {"sha256", "SHA256"}, {"sha384", "SHA384"},
+                                                                                {"sha512", "SHA512"}, {"md5", "MD5"}, {"sha3-256", "SHA3-256"}}};
+  for (const auto& [ours, theirs] : names) {
+    if (algorithm == ours) return std::string(theirs);
+  }
+  return "";
+}
+
+std::string new_uuid() {
+  std::array<std::uint8_t, 16> random{};
+  (void)!::getrandom(random.data(), random.size(), 0);
+  random[6] = static_cast<std::uint8_t>((random[6] & 0x0f) | 0x40);
+  random[8] = static_cast<std::uint8_t>((random[8] & 0x3f) | 0x80);
+  std::string text = to_hex(random);
+  for (const std::size_t at : {20, 16, 12, 8}) text.insert(at, 1, '-');
+  return text;
+}
+
 Json spdx(const RunRecord& run) {
   Json files = Json::array();
   Json relationships = Json::array();
   std::string comment = "Every file below the root that was opened for reading or run. Not covered:";
   for (const char* what : kNotCovered) comment += std::string(" ") + what + ";";
   for (const FileDigest& file : run.gone) comment += "\ngone at the end: " + file.algorithm + ":" + to_hex(file.digest);
-  for (const std::string& name : run.violations) comment += "\nchanged while it was read: " + name;
+  for (const std::string& name : run.violations) comment += "\nchanged while it was read: " + in_one_line(name);
   for (std::size_t i = 0; i < run.read.size(); ++i) {
     // A file needs a SHA1 to be one in SPDX; of a state that was overwritten there is none any more.
     if (run.read[i].sha1.empty()) {
-      comment += "\nan earlier state: " + run.read[i].algorithm + ":" + to_hex(run.read[i].digest) + " " + run.read[i].name;
+      comment += "\nan earlier state: " + run.read[i].algorithm + ":" + to_hex(run.read[i].digest) + " " + in_one_line(run.read[i].name);
       continue;
     }
     const std::string id = "SPDXRef-File-" + std::to_string(i + 1);
+    Json checksums = Json::array({{{"algorithm", "SHA1"}, {"checksumValue", to_hex(run.read[i].sha1)}}});
+    const std::string algorithm = spdx_algorithm(run.read[i].algorithm);
+    if (!algorithm.empty() && algorithm != "SHA1") checksums.push_back({{"algorithm", algorithm}, {"checksumValue", to_hex(run.read[i].digest)}});
+    const bool readable = is_text(run.read[i].name);
     files.push_back({{"SPDXID", id},
-                     {"fileName", "." + run.read[i].name},
-                     {"checksums", Json::array({{{"algorithm", "SHA1"}, {"checksumValue", to_hex(run.read[i].sha1)}},
-                                                {{"algorithm", "SHA256"}, {"checksumValue", to_hex(run.read[i].digest)}}})},
+                     {"fileName", "." + (readable ? run.read[i].name : percent_encoded(run.read[i].name))},
+                     {"checksums", std::move(checksums)},
                      {"licenseConcluded", "NOASSERTION"},
                      {"copyrightText", "NOASSERTION"}});
+    if (!readable) files.back()["comment"] = "fileName is percent-encoded: the name is not UTF-8";
     relationships.push_back({{"spdxElementId", "SPDXRef-DOCUMENT"}, {"relationshipType", "DESCRIBES"}, {"relatedSpdxElement", id}});
   }
   return {{"spdxVersion", "SPDX-2.3"},
           {"dataLicense", "CC0-1.0"},
           {"SPDXID", "SPDXRef-DOCUMENT"},
           {"name", "files read by " + (run.command.empty() ? std::string("nothing") : run.command[0])},
-          {"documentNamespace", "urn:imafs:spdx:" + sha256_of(lines_of(run))},
+          {"documentNamespace", "urn:uuid:" + new_uuid()},  // one document each
           {"comment", std::move(comment)},
           {"creationInfo", {{"created", time_text(run.finished)}, {"creators", Json::array({"Tool: imafs-" + run.version})}}},
           {"files", std::move(files)},
@@ -120,10 +194,16 @@ Json spdx(const RunRecord& run) {
 
 std::string attest(const RunRecord& run, const std::string& format) {
   if (format == "text") {
-    std::string text = lines_of(run);
+    std::string text;
+    for (const FileDigest& file : run.read) {
+      // What sha256sum(1) cannot check would fail the whole list.
+      if (file.is_earlier) text += "# an earlier state: " + file.algorithm + ":" + to_hex(file.digest) + "  " + in_one_line(file.name) + "\n";
+      else if (file.algorithm != "sha256") text += "# " + file.algorithm + ":" + to_hex(file.digest) + "  " + in_one_line(file.name) + "\n";
+      else text += sum_line({file.name, to_hex(file.digest)});
+    }
     for (const char* what : kNotCovered) text += std::string("# not covered: ") + what + "\n";
     for (const FileDigest& file : run.gone) text += "# gone at the end: " + to_hex(file.digest) + "\n";
-    for (const std::string& name : run.violations) text += "# changed while it was read: " + name + "\n";
+    for (const std::string& name : run.violations) text += "# changed while it was read: " + in_one_line(name) + "\n";
     return text;
   }
   Json json;

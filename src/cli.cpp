@@ -47,6 +47,7 @@ bool take_mount_options(MountConfig& config, const std::vector<std::string>& giv
       else if (key == "state") config.state = value;
       else if (key == "path-prefix") config.path_prefix = value;
       else if (key == "show-control") config.show_control = true;
+      else if (key == "read-only-control") config.read_only_control = true;
       else if (key == "require-policy") config.require_policy = true;
       else if (key == "ro") config.read_only = true;
       else if (key == "rw" || key == "defaults" || key == "allow_other" || key == "default_permissions" || key == "nofail" ||
@@ -80,6 +81,7 @@ void add_mount_options(CLI::App& app, MountConfig& config, std::vector<std::stri
   app.add_option("--tpm-error", config.tpm_error, "deny or continue, while an entry cannot be extended")->capture_default_str();
   app.add_option("--path-prefix", config.path_prefix, "put before paths in the log");
   app.add_flag("--show-control", config.show_control, "list .ima in the root");
+  app.add_flag("--read-only-control", config.read_only_control, "nobody writes in .ima: no policy, no critical data, no trimming");
   app.add_flag("--one-file-system", config.one_file_system, "do not cross mounts of the backing tree");
   app.add_flag("--new-log", config.new_log, "archive a journal that does not fit the TPM, and start anew");
   app.add_flag("--no-dedupe", config.no_dedupe, "log also what the log has already");

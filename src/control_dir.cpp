@@ -85,6 +85,7 @@ class ControlTree final : public ControlDir {
   }
 
  private:
+  mode_t shown_mode(mode_t mode) const { return sources_.read_only ? mode & ~mode_t{0222} : mode; }
   Result<Node> node_of(std::uint64_t id) const;
   Result<std::uint64_t> make(std::uint64_t parent, std::string_view name, Kind kind);
   Result<std::unique_ptr<ControlFile>> open_node(const Node& node, int flags,
@@ -140,6 +141,9 @@ Result<std::uint64_t> ControlTree::make(std::uint64_t parent_id, std::string_vie
     return fail(EPERM, "only critical_data/LABEL/NAME can be made in the control directory, not '" +
                            std::string(name) + "'");
   }
+  if (kind == Kind::kData && sources_.read_only) {
+    return fail(EROFS, "'" + std::string(name) + "' cannot be made: the mount has --read-only-control");
+  }
   if (const auto good = check_name(name); !good) return fail(good.error());
   return tree_.with([&](Tree& tree) -> Result<std::uint64_t> {
     const std::size_t parent_index = parent_id - kControlRoot;
@@ -161,7 +165,7 @@ Result<struct stat> ControlTree::get_attr(std::uint64_t id) {
   if (!node) return fail(node.error());
   struct stat attr {};
   attr.st_ino = id;
-  attr.st_mode = node->mode;
+  attr.st_mode = shown_mode(node->mode);
   attr.st_nlink = node->is_directory() ? 2 : 1;
   attr.st_uid = sources_.owner_uid;
   attr.st_gid = sources_.owner_gid;
@@ -184,7 +188,7 @@ Result<std::vector<ControlDir::DirEntry>> ControlTree::list(std::uint64_t direct
     for (std::size_t index = 1; index < tree.nodes.size(); ++index) {
       const Node& child = tree.nodes[index];
       if (child.parent == directory - kControlRoot)
-        entries.push_back({child.name, id_of(index), child.mode});
+        entries.push_back({child.name, id_of(index), shown_mode(child.mode)});
     }
     return entries;
   });
@@ -218,6 +222,9 @@ Result<std::unique_ptr<ControlFile>> ControlTree::open_node(const Node& node, in
     return fail(EACCES, "only the owner of the mount may open '" + node.name + "'");
   }
   const int access = flags & O_ACCMODE;
+  if (access != O_RDONLY && sources_.read_only) {
+    return fail(EROFS, "'" + node.name + "' cannot be written: the mount has --read-only-control");
+  }
   if (access == O_WRONLY) return open_to_write(node, flags, requester);
   if (access != O_RDONLY)
     return fail(EACCES, "'" + node.name + "' cannot be open for reading and writing");

@@ -6,6 +6,7 @@ namespace imafs {
 namespace {
 
 constexpr std::uint8_t kViolationFlag = 1;
+constexpr std::uint8_t kPathFlag = 2;  // the real path comes behind the fields
 
 constexpr std::size_t kMaxTemplateName = 256;
 constexpr std::size_t kLegacyName = 256;  // with its NUL
@@ -31,7 +32,7 @@ Bytes encode_journal_entry(const LogEntry& entry, const EntryOrigin& origin, con
   const std::string_view comm = std::string_view(origin.comm).substr(0, 15);
   out.push_back(static_cast<std::uint8_t>(comm.size()));
   append(out, as_bytes(comm));
-  out.push_back(entry.is_violation ? kViolationFlag : 0);
+  out.push_back(static_cast<std::uint8_t>((entry.is_violation ? kViolationFlag : 0) | (origin.path.empty() ? 0 : kPathFlag)));
   append_le32(out, entry.pcr);
   append_le16(out, static_cast<std::uint16_t>(entry.template_name.size()));
   append(out, as_bytes(entry.template_name));
@@ -40,6 +41,10 @@ Bytes encode_journal_entry(const LogEntry& entry, const EntryOrigin& origin, con
     out.push_back(static_cast<std::uint8_t>(entry.fields[i]));
     append_le32(out, static_cast<std::uint32_t>(entry.values[i].size()));
     append(out, entry.values[i]);
+  }
+  if (!origin.path.empty()) {
+    append_le32(out, static_cast<std::uint32_t>(origin.path.size()));
+    append(out, as_bytes(origin.path));
   }
   for (const Bytes& digest : digests) append(out, digest);
   return out;
@@ -78,6 +83,10 @@ Result<JournalEntry> decode_journal_entry(ByteView payload) {
     const ByteView value = take(load_le32(field.subspan(1)));
     result.entry.fields.push_back(static_cast<FieldId>(field[0]));
     result.entry.values.emplace_back(value.begin(), value.end());
+  }
+  if (whole && (about[0] & kPathFlag) != 0) {
+    const ByteView size = take(4);
+    if (whole) result.origin.path = as_text(take(load_le32(size)));
   }
   if (!whole || result.entry.fields.size() != count[0] || !is_sound(result.entry)) return fail(EBADMSG, "an entry of the journal is malformed");
   result.digests = payload;

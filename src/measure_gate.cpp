@@ -85,7 +85,18 @@ class CommFiles {
 
 // `size`: of what was hashed, in bytes.
 AskOrigin origin_of(const Requester& requester, std::uint64_t size = 0) {
-  return [&requester, size] { return EntryOrigin{now_ns(), requester.pid, requester.uid, comm_of(requester.pid), size}; };
+  return [&requester, size] { return EntryOrigin{now_ns(), requester.pid, requester.uid, comm_of(requester.pid), size, {}}; };
+}
+
+// An entry cannot always say the path of its file: kept beside it, for attestations.
+AskOrigin origin_of_file(const Requester& requester, std::uint64_t size, const LogEntry& entry, const std::string& path) {
+  return [&requester, size, &entry, &path] {
+    EntryOrigin origin = origin_of(requester, size)();
+    const auto name = std::find_if(entry.fields.begin(), entry.fields.end(), [](FieldId field) { return field == FieldId::kN || field == FieldId::kNNg; });
+    const std::string_view value = name == entry.fields.end() ? "" : as_text(entry.values[static_cast<std::size_t>(name - entry.fields.begin())]);
+    if (path.find(' ') != std::string::npos || value.substr(0, value.find('\0')) != path) origin.path = path;
+    return origin;
+  };
 }
 
 }  // namespace
@@ -279,7 +290,9 @@ Status MeasureGate::store_measurement(const MeasureOrder& order, const Collected
   if (order.form->has(FieldId::kD) && algorithm != HashAlgorithm::kSha1 && algorithm != HashAlgorithm::kMd5) {
     facts.legacy_digest = collected.legacy.value_or(Digest::zero(legacy_algorithm()));
   }
-  const auto appended = log_.append(make_entry(*order.form, order.pcr, facts), origin_of(requester, collected.size));
+  const LogEntry entry = make_entry(*order.form, order.pcr, facts);
+  const std::string path = options_.path_prefix + file.path;
+  const auto appended = log_.append(entry, origin_of_file(requester, collected.size, entry, path));
   const bool reaches_no_pcr = appended && *appended == Appended::kLogged && order.pcr >= kTpmPcrs && log_.has_tpm();
   if (appended && !reaches_no_pcr) return {};
   AuditRecord record = record_of("add_template_measure", appended ? kNoSuchPcr : appended.error().what, requester);
@@ -299,9 +312,8 @@ Status MeasureGate::store_violation(Violation violation, const NamedFile& file, 
   record.device = device_name(file.device);
   record.inode = file.inode;
   report(record);
-  const auto appended = log_.append(
-      make_violation(*options_.form, options_.pcr, options_.file_hash, facts_of(*options_.form, file)),
-      origin_of(requester));
+  const LogEntry entry = make_violation(*options_.form, options_.pcr, options_.file_hash, facts_of(*options_.form, file));
+  const auto appended = log_.append(entry, origin_of_file(requester, 0, entry, *record.name));
   if (!appended) return fail(appended.error());
   return {};
 }

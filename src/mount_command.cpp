@@ -213,7 +213,7 @@ tl::expected<void, Failure> Mount::build() {
   auto built = measure_start();
   if (built) {
     ControlDir::Sources sources{*gate_, *log_, [this] { return to_json(report()); }, [this] { return to_prometheus(report()); },
-                                {},     checked_.custom.get(), ::geteuid(), ::getegid()};
+                                {},     checked_.custom.get(), ::geteuid(), ::getegid(), config_.read_only_control};
     control_ = ControlDir::create(std::move(sources));
     auto session = FuseSession::mount(session_options(), *tree_, *gate_, *control_);
     if (!session) {
@@ -287,7 +287,8 @@ SessionOptions Mount::session_options() {
 }
 
 std::vector<std::pair<std::string, std::string>> Mount::options_in_force() const {
-  return {{"hash", std::string(name_of(checked_.file_hash))},
+  std::vector<std::pair<std::string, std::string>> options{
+          {"hash", std::string(name_of(checked_.file_hash))},
           {"template", checked_.form->logged_name()},
           {"pcr", std::to_string(config_.pcr)},
           {"policy", config_.policy},
@@ -295,6 +296,9 @@ std::vector<std::pair<std::string, std::string>> Mount::options_in_force() const
           {"tpm", config_.tpm},
           {"tpm-error", config_.tpm_error},
           {"path-prefix", config_.path_prefix}};
+  // Said only where it is set: what a start is logged as stays the same for all others.
+  if (config_.read_only_control) options.emplace_back("read-only-control", "on");
+  return options;
 }
 
 StatusReport Mount::report() const {

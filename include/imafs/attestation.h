@@ -1,6 +1,6 @@
 // What a command read, as a document for others: in-toto Statements, SPDX, or plain lines. Pure functions.
 //
-// Sources: in-toto Attestation Framework (Statement v1, predicates runtime-trace v0.2 and SLSA provenance v1), SPDX 2.3.
+// Sources: in-toto Attestation Framework (Statement v1, predicates runtime-trace v0.1 and SLSA provenance v1), SPDX 2.3.
 #pragma once
 
 #include <cstdint>
@@ -12,10 +12,11 @@
 namespace imafs {
 
 struct FileDigest {
-  std::string name;  // the path, as logged
+  std::string name;  // the path, byte by byte
   std::string algorithm;
   Bytes digest;
-  Bytes sha1;  // of the same bytes; SPDX demands it. Empty: not known
+  Bytes sha1{};             // of the same bytes; SPDX demands it. Empty: not known
+  bool is_earlier = false;  // the file has other bytes by now; looked at for "spdx" and "text" alone
   auto operator<=>(const FileDigest&) const = default;
 };
 
@@ -34,7 +35,8 @@ struct RunRecord {
   std::int64_t finished = 0;
 };
 
-// "in-toto", "slsa", "spdx", "text"; empty for another format. Without the times two runs of the same are equal.
+// "in-toto", "slsa", "spdx", "text"; empty for another format. Without the times, and an SPDX document's namespace, two
+// runs of the same are equal.
 std::string attest(const RunRecord& run, const std::string& format);
 
 }  // namespace imafs

@@ -28,6 +28,7 @@ struct MountConfig {
   std::string tpm_error = "deny";
   std::string path_prefix;
   bool show_control = false;
+  bool read_only_control = false;  // nobody writes in .ima
   bool one_file_system = false;
   std::vector<std::string> mount_options;
   bool foreground = false;

@@ -36,6 +36,7 @@ class ControlDir {
     const Template* custom_template = nullptr;
     std::uint32_t owner_uid = 0;
     std::uint32_t owner_gid = 0;
+    bool read_only = false;  // nobody writes, root included: every open for writing is EROFS
   };
   static std::unique_ptr<ControlDir> create(Sources sources);
   virtual ~ControlDir() = default;

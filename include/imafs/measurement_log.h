@@ -29,6 +29,7 @@ struct EntryOrigin {
   std::uint32_t uid = 0;
   std::string comm;  // at most 15 bytes
   std::uint64_t size = 0;  // bytes that the file's digest is of; 0 where nothing was hashed
+  std::string path;  // the file's, byte by byte, where the entry's name is not that: it has '_' for blanks, and escapes; else empty
 };
 
 // imafs itself, now.
