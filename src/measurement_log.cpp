@@ -22,7 +22,7 @@ std::vector<Bank> with_sha1(std::vector<Bank> banks) {
 
 EntryOrigin own_origin() {
   const auto now = std::chrono::system_clock::now().time_since_epoch();
-  return {std::chrono::duration_cast<std::chrono::nanoseconds>(now).count(), 0, 0, "imafs"};
+  return {std::chrono::duration_cast<std::chrono::nanoseconds>(now).count(), 0, 0, "imafs", 0, {}};
 }
 
 Log::Log(LogOptions options, PcrExtender* tpm)
