@@ -10,8 +10,8 @@
 #include <string_view>
 #include <utility>
 
+#include "imafs/bytes.h"
 #include "imafs/digest.h"
-#include "imafs/log_entry.h"
 #include "imafs/manifest.h"
 
 namespace imafs {
@@ -31,9 +31,13 @@ std::string time_text(std::int64_t seconds) {
 }
 
 // JSON has no bytes: such a name is shown with marks for what is no UTF-8, and exactly as a URI.
-bool is_text(std::string name) {
-  std::replace_if(name.begin(), name.end(), [](char c) { return static_cast<unsigned char>(c) < 0x20 || c == 0x7f; }, '_');
-  return loggable_name(name) == name;  // which escapes nothing but these and what is no UTF-8
+bool is_text(std::string_view name) {
+  while (!name.empty()) {
+    const std::size_t size = utf8_sequence(name);
+    if (size == 0) return false;
+    name.remove_prefix(size);
+  }
+  return true;
 }
 
 std::string percent_encoded(const std::string& name) {
@@ -53,11 +57,7 @@ std::string percent_encoded(const std::string& name) {
 }
 
 // For a comment: a name cannot end its line.
-std::string in_one_line(const std::string& name) {
-  return is_text(name) && std::none_of(name.begin(), name.end(), [](char c) { return static_cast<unsigned char>(c) < 0x20 || c == 0x7f; })
-             ? name
-             : "file://" + percent_encoded(name);
-}
+std::string in_one_line(const std::string& name) { return printable(name) == name ? name : "file://" + percent_encoded(name); }
 
 std::string lines_of(const RunRecord& run) {
   std::string text;
@@ -211,7 +211,7 @@ std::string attest(const RunRecord& run, const std::string& format) {
   else if (format == "slsa") json = provenance(run);
   else if (format == "spdx") json = spdx(run);
   else return "";
-  return json.dump(1, ' ', false, Json::error_handler_t::replace) + "\n";
+  return json.dump(1, ' ', true, Json::error_handler_t::replace) + "\n";
 }
 
 }  // namespace imafs

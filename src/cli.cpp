@@ -185,6 +185,7 @@ ExitCode run_words(int argc, char** argv) {
   manifest_command->add_option("--exclude", manifest.excludes, "leave out names that begin with a match of this regular expression")->take_all();
   manifest_command->add_option("--path-prefix", manifest.path_prefix, "put before paths, as the mount does");
   manifest_command->add_flag("--one-file-system", manifest.one_file_system, "do not cross mounts");
+  manifest_command->add_option("--own-entries", manifest.own_entries, "a mount: add what it logs by itself, for keylime (DIR, if that is one)");
   manifest_command->add_flag("--relative", manifest.relative, "paths as seen from DIR, for sha256sum -c in it");
 
   ReportOptions report;

@@ -16,6 +16,7 @@
 #include "imafs/cli_attest.h"
 #include "imafs/file_hasher.h"
 #include "imafs/manifest.h"
+#include "imafs/mount_info.h"
 #include "imafs/posix_file.h"
 #include "imafs/progress.h"
 #include "imafs/unique_fd.h"
@@ -24,6 +25,8 @@
 
 namespace imafs {
 namespace {
+
+constexpr std::size_t kMaxLog = std::size_t{1} << 30;
 
 ExitCode complain(const Error& error) {
   std::fprintf(stderr, "imafs: %s\n", printable(error.what).c_str());
@@ -99,6 +102,15 @@ ExitCode run_manifest(const ManifestOptions& options) {
   struct stat attr {};
   const bool exists = !options.output.empty() && ::stat(options.output.c_str(), &attr) == 0;
   if (exists && S_ISDIR(attr.st_mode)) return complain(error_of(EISDIR, "cannot write '" + options.output + "'"));
+  OwnEntries own;
+  const std::string& mount = options.own_entries.empty() ? options.directory : options.own_entries;
+  if (const auto control = as_keylime ? ControlFiles::open(mount) : Result<ControlFiles>(fail(ENODEV, "not wanted")); control) {
+    const auto log = control->read("ascii_runtime_measurements", kMaxLog);
+    if (!log) return complain(log.error());
+    own = own_entries_of(*log);
+  } else if (!options.own_entries.empty()) {
+    return complain(as_keylime ? control.error() : Error{EINVAL, "--own-entries is for --format keylime"});
+  }
   std::size_t unread = 0;
   const auto found = files_below(options.directory, options.one_file_system, unread);
   if (!found) return complain(found.error());
@@ -152,7 +164,7 @@ ExitCode run_manifest(const ManifestOptions& options) {
   std::string text;
   if (as_keylime) {
     // Keylime compares the template hash column, sha1 in the file that its agent reads.
-    text = keylime_policy(files, options.excludes, "sha1");
+    text = keylime_policy(files, options.excludes, "sha1", own);
   } else {
     for (ManifestFile& file : files) {
       if (options.relative) file.path.insert(0, ".");

@@ -1,6 +1,7 @@
 #include "imafs/manifest.h"
 
 #include <algorithm>
+#include <array>
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <re2/re2.h>
@@ -160,8 +161,32 @@ std::string sum_line(const ManifestFile& file) {
   return (path == file.path ? "" : "\\") + file.hex + "  " + path + "\n";
 }
 
-std::string keylime_policy(const std::vector<ManifestFile>& files, const std::vector<std::string>& excludes, const std::string& log_hash) {
+OwnEntries own_entries_of(std::string_view ascii_log) {
+  constexpr std::array<std::string_view, 3> names{"start", "policy", "kernel_version"};
+  OwnEntries own;
+  for (std::size_t number = 0; !ascii_log.empty(); ++number) {
+    const std::size_t end = std::min(ascii_log.find('\n'), ascii_log.size());
+    std::string_view line = ascii_log.substr(0, end);
+    ascii_log.remove_prefix(std::min(end + 1, ascii_log.size()));
+    std::array<std::string_view, 5> words;  // PCR, template hash, template, digest, name
+    for (std::string_view& word : words) {
+      const std::size_t blank = std::min(line.find(' '), line.size());
+      word = line.substr(0, blank);
+      line.remove_prefix(std::min(blank + 1, line.size()));
+    }
+    const std::string digest(words[3].substr(words[3].find(':') + 1));
+    std::vector<std::string>* list = nullptr;
+    if (number == 0 && words[4] == "boot_aggregate") list = &own.boot_aggregate;
+    else if (words[2] == "ima-buf" && std::find(names.begin(), names.end(), words[4]) != names.end()) list = &own.data[std::string(words[4])];
+    if (list && std::find(list->begin(), list->end(), digest) == list->end()) list->push_back(digest);
+  }
+  return own;
+}
+
+std::string keylime_policy(const std::vector<ManifestFile>& files, const std::vector<std::string>& excludes, const std::string& log_hash,
+                           const OwnEntries& own) {
   Json digests = Json::object();
+  if (!own.boot_aggregate.empty()) digests["boot_aggregate"] = own.boot_aggregate;
   for (const ManifestFile& file : files) digests[logged_name_of(file.path)].push_back(file.hex);
   const Json policy{{"meta", {{"version", 1}, {"generator", kGenerator}}},
                     {"release", 0},
@@ -169,7 +194,7 @@ std::string keylime_policy(const std::vector<ManifestFile>& files, const std::ve
                     {"excludes", excludes},
                     {"keyrings", Json::object()},
                     {"ima", {{"ignored_keyrings", Json::array()}, {"log_hash_alg", log_hash}, {"dm_policy", nullptr}}},
-                    {"ima-buf", Json::object()},
+                    {"ima-buf", own.data},
                     {"verification-keys", ""}};
   return policy.dump(1, ' ', false, Json::error_handler_t::replace) + "\n";
 }

@@ -52,6 +52,7 @@ struct ManifestOptions {
   std::string path_prefix;
   std::vector<std::string> excludes;  // regular expressions, for names as logged
   bool one_file_system = false;
+  std::string own_entries;  // a mount whose own entries go into a Keylime policy; empty: `directory`, if it is one
   bool relative = false;  // paths as seen from the directory, for `cd DIR && sha256sum -c`
 };
 ExitCode run_manifest(const ManifestOptions& options);

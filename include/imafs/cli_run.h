@@ -17,8 +17,9 @@ struct RunOptions {
   std::string state;              // kept; empty: a directory that goes at the end
 };
 
-// The command's exit status; 127 not found, 126 cannot be run, 128 + n ended by signal n. An ExitCode where the
-// mount or the attestation failed: the command then did not run, or its result is not to be relied on.
+// The command's exit status; 127 not found, 126 cannot be run, 128 + n ended by signal n. If that is 0, an ExitCode where the
+// attestation failed (kMismatch: the log does not vouch for it; kUsage: a subject or the place is missing). An ExitCode, too, where
+// the mount failed: the command then did not run, or was ended. Takes over the signals that end a process; call it once.
 int run_run(const RunOptions& options);
 
 }  // namespace imafs

@@ -48,7 +48,15 @@ struct ManifestFile {
 };
 // A line of sha256sum(1), its escapes included.
 std::string sum_line(const ManifestFile& file);
+// What a mount logs by itself, for Keylime, which wants every entry in its policy.
+struct OwnEntries {
+  std::vector<std::string> boot_aggregate;                      // digests, hexadecimal
+  std::map<std::string, std::vector<std::string>> data;         // of the ima-buf entries "start", "policy" and "kernel_version"
+};
+// From the text of `.ima/ascii_runtime_measurements`.
+OwnEntries own_entries_of(std::string_view ascii_log);
 // {"meta": ..., "digests": {...}, "excludes": [...], "ima": {"log_hash_alg": ...}, ...}; `files` in the order of their paths.
-std::string keylime_policy(const std::vector<ManifestFile>& files, const std::vector<std::string>& excludes, const std::string& log_hash);
+std::string keylime_policy(const std::vector<ManifestFile>& files, const std::vector<std::string>& excludes, const std::string& log_hash,
+                           const OwnEntries& own = {});
 
 }  // namespace imafs

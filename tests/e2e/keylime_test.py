@@ -53,6 +53,8 @@ def template_data(template, fields):
 
 class Verifier:
     def __init__(self, policy):
+        # 0 and 1: Keylime takes it for no policy, and in push mode asks for no list.
+        assert policy['meta']['generator'] > 1, policy['meta']
         self.value, self.policy, self.failures, self.values = bytes(32), policy, [], []
 
     def process(self, text):
@@ -71,9 +73,8 @@ class Verifier:
             self.values.append(self.value.hex())
 
     def judge(self, template, fields):
-        if template == 'ima-buf' or fields[1] == 'boot_aggregate':
-            return
-        if fields[0].split(':')[1] not in self.policy['digests'].get(fields[1], []):
+        listed = self.policy['ima-buf' if template == 'ima-buf' else 'digests']  # boot_aggregate is an entry like the others
+        if fields[0].split(':')[1] not in listed.get(fields[1], []):
             self.failures.append('unknown ' + fields[1])
 
 
@@ -90,7 +91,7 @@ class Keylime(unittest.TestCase):
                 for name in names:
                     with open(f'{mount.backing}/{name}', 'w') as file:
                         file.write(name.encode(errors='surrogateescape').hex())
-                verifier = Verifier(json.loads(tool('manifest', mount.backing, '--format', 'keylime')))
+                verifier = Verifier(json.loads(tool('manifest', mount.backing, '--own-entries', mount.path, '--format', 'keylime')))
                 agent = Agent(mount.path + '/.ima/ascii_runtime_measurements')
                 self.addCleanup(agent.close)
                 self.assertIn('boot_aggregate', agent.tail().split('\n')[0])
@@ -139,6 +140,22 @@ class Keylime(unittest.TestCase):
             boot = ''.join(re.findall('0x([0-9A-F]+)', tpm2('tpm2_pcrread', 'sha256:0,1,2,3,4,5,6,7,8,9')))
             first = mount.control('ascii_runtime_measurements').decode().splitlines()[0].split(' ')
             self.assertEqual(['sha256:' + hashlib.sha256(bytes.fromhex(boot)).hexdigest(), 'boot_aggregate'], first[3:5])
+
+    def test_the_policy_has_what_the_mount_logs_by_itself(self):
+        import json
+        for words in ((), ('--template', 'ima'), ('--policy', 'builtin:critical_data+tcb')):
+            with Mount(*words) as mount:
+                with open(mount.backing + '/plain', 'w') as file:
+                    file.write('plain')
+                of_mount = json.loads(tool('manifest', mount.path, '--format', 'keylime'))
+                self.assertEqual(of_mount, json.loads(tool('manifest', mount.backing, '--own-entries', mount.path, '--format', 'keylime')))
+                verifier = Verifier(of_mount)
+                verifier.process(mount.control('ascii_runtime_measurements').decode())
+                self.assertEqual([], verifier.failures)
+                self.assertEqual(mount.control('runtime_measurements_count'), b'%d\n' % len(verifier.values))
+                without = json.loads(tool('manifest', mount.backing, '--format', 'keylime'))
+                self.assertEqual((['/plain'], {}), (list(without['digests']), without['ima-buf']))
+        self.assertIn('it is no m', tool('manifest', '/sys/fs', '--own-entries', '/proc', '--format', 'keylime', check=2))
 
     def test_the_log_is_there_when_the_mount_says_so(self):
         with Mount() as mount:

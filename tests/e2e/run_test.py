@@ -12,6 +12,7 @@ import subprocess
 import tempfile
 import time
 import unittest
+import urllib.parse
 
 from mounting import IMAFS, Mount, need_mounts, need_private_mounts, run_tests
 
@@ -87,7 +88,7 @@ class Run(unittest.TestCase):
     def attest(self, command, *words, name='/tmp/never', form='in-toto'):
         with tempfile.NamedTemporaryFile('r') as out:
             imafs_run('--attest', out.name, '--format', form, *words, '--', *command, cwd=self.work, check=0)
-            with open(out.name) as file:
+            with open(out.name, encoding='utf-8', errors='surrogateescape', newline='') as file:
                 return file.read()
 
     def test_the_exit_status_is_the_commands(self):
@@ -208,6 +209,123 @@ class Run(unittest.TestCase):
                 text = re.sub(r'"urn:uuid:[0-9a-f-]{36}"', '""', text)  # of an SPDX document: each has its own
                 texts.append(re.sub(r'"\d{4}-\d\d-\d\dT[\d:]+Z"', '""', text))
             self.assertEqual(texts[0], texts[1])
+
+    def test_names_are_the_files_own_in_every_form(self):
+        contents = {b'a b': 'one', b'a_b': 'one', b'a  b': 'one', b'plain': 'two', b' before and after ': '3', b'new\nline': '4', b'back\\slash': '5',
+                    b'per%20cent': '6', b'quote"\'': '7', '\u540d\u2028\u202e'.encode(): '8', b'\xff\xfe': '9', b'*star': '10', b'tab\t': '11', b'-n': '12',
+                    b'my dir/in side': '13', b'my_dir/in_side': '13', b'cr\r': '14', b'boot_aggregate': '15'}
+        here = os.fsencode(self.work) + b'/names/'
+        for name, text in contents.items():
+            os.makedirs(os.path.dirname(here + name), exist_ok=True)
+            with open(here + name, 'w') as file:
+                file.write(text)
+        expected = {here + name: hashlib.sha256(text.encode()).hexdigest() for name, text in contents.items()}
+        command = ['sh', '-c', 'find names -type f -exec cat {} +']
+
+        def name_of(descriptor):  # exactly
+            uri = descriptor.get('uri')
+            return urllib.parse.unquote_to_bytes(uri[len('file://'):]) if uri else descriptor['name'].encode()
+
+        statement = json.loads(self.attest(command))
+        slsa = json.loads(self.attest(command, form='slsa'))
+        for descriptors in (statement['predicate']['monitorLog']['fileAccess'], slsa['predicate']['buildDefinition']['resolvedDependencies']):
+            mine = [one for one in descriptors if name_of(one).startswith(here)]
+            self.assertEqual(expected, {name_of(one): one['digest']['sha256'] for one in mine})
+            self.assertEqual(len(expected), len(mine))
+        mine = [one for one in json.loads(self.attest(command, form='spdx'))['files'] if one['fileName'].startswith('.' + self.work + '/names/')]
+        found = {urllib.parse.unquote_to_bytes(one['fileName'][1:]) if 'comment' in one else one['fileName'][1:].encode(): one['checksums'][1]['checksumValue'] for one in mine}
+        self.assertEqual((expected, len(expected)), (found, len(mine)))
+        text = self.attest(command, form='text')
+        checked = subprocess.run(['sha256sum', '--strict', '-c', '-'], input=text.encode('utf-8', 'surrogateescape'), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        self.assertEqual((0, b''), (checked.returncode, checked.stderr), checked.stdout)
+        self.assertEqual(len(expected), checked.stdout.count(b'/names/'))
+        # A file that was changed after it was read is no line that fails.
+        text = self.attest(['sh', '-c', 'echo one > s; cat s; sleep 0.1; echo two > s; cat s; sleep 0.1; echo three > s'], form='text')
+        subprocess.run(['sha256sum', '--strict', '--quiet', '-c', '-'], input=text.encode(), check=True)
+        self.assertEqual(2, text.count('# an earlier state: sha256:'))
+
+    def test_documents_keep_to_the_published_schemas(self):
+        """The rules of the specifications, in our words: which members there may be, of which type, which are required."""
+        uri, digest = r'^[a-zA-Z][a-zA-Z0-9+.-]*:[^\s]+$', {'sha1': 40, 'sha256': 64, 'sha384': 96, 'sha512': 128}
+        stamp = r'^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$'
+
+        def keep_to(value, rules, place):
+            """rules: member -> (required, check); a member that is not in the rules is an error."""
+            self.assertIsInstance(value, dict, place)
+            self.assertEqual(set(), set(value) - set(rules), place)
+            for member, (required, check) in rules.items():
+                if member in value:
+                    check(value[member], f'{place}.{member}')
+                else:
+                    self.assertFalse(required, f'{place}.{member} is missing')
+
+        def text(value, place, pattern=r'(?s)^.+$'):
+            self.assertIsInstance(value, str, place)
+            self.assertRegex(value, pattern, place)
+
+        def matches(pattern):
+            return lambda value, place: text(value, place, pattern)
+
+        def list_of(check):
+            def each(value, place):
+                self.assertIsInstance(value, list, place)
+                for i, one in enumerate(value):
+                    check(one, f'{place}[{i}]')
+            return each
+
+        def anything(value, place):
+            self.assertIsInstance(value, dict, place)
+
+        def digests(value, place):
+            self.assertTrue(value, place)
+            for algorithm, text_of_it in value.items():
+                self.assertRegex(text_of_it, f'^[0-9a-f]{{{digest[algorithm]}}}$', place)
+
+        def descriptor(value, place):
+            keep_to(value, {'name': (False, text), 'uri': (False, matches(uri)), 'digest': (False, digests), 'content': (False, text), 'downloadLocation': (False, text),
+                            'mediaType': (False, text), 'annotations': (False, anything)}, place)
+            self.assertTrue({'uri', 'digest', 'content'} & set(value), place)
+
+        def subject(value, place):
+            descriptor(value, place)
+            self.assertIn('digest', value, place)  # of a subject it is required
+
+        def statement(predicate_type, predicate):
+            return {'_type': (True, matches('^https://in-toto.io/Statement/v1$')), 'subject': (True, list_of(subject)),
+                    'predicateType': (True, matches('^' + re.escape(predicate_type) + '$')), 'predicate': (True, lambda value, place: keep_to(value, predicate, place))}
+
+        def has(rules):
+            return lambda value, place: keep_to(value, rules, place)
+
+        trace = {'monitor': (True, has({'type': (True, matches(uri)), 'configSource': (False, anything), 'tracePolicy': (False, anything)})),
+                 'monitoredProcess': (True, has({'hostID': (True, matches(uri)), 'type': (True, matches(uri)), 'event': (True, text)})),
+                 'monitorLog': (True, has({'process': (False, list_of(anything)), 'network': (False, list_of(anything)), 'fileAccess': (False, list_of(descriptor))})),
+                 'metadata': (False, has({'buildStartedOn': (False, matches(stamp)), 'buildFinishedOn': (False, matches(stamp))}))}
+        provenance = {'buildDefinition': (True, has({'buildType': (True, matches(uri)), 'externalParameters': (True, anything), 'internalParameters': (False, anything),
+                                                     'resolvedDependencies': (False, list_of(descriptor))})),
+                      'runDetails': (True, has({'builder': (True, has({'id': (True, matches(uri)), 'version': (False, anything), 'builderDependencies': (False, list_of(descriptor))})),
+                                                'metadata': (False, has({'invocationId': (False, text), 'startedOn': (False, matches(stamp)), 'finishedOn': (False, matches(stamp))})),
+                                                'byproducts': (False, list_of(descriptor))}))}
+        checksum = has({'algorithm': (True, matches('^(SHA1|SHA224|SHA256|SHA384|SHA512|MD5|SHA3-256)$')), 'checksumValue': (True, matches('^[0-9a-f]+$'))})
+        spdx_id = matches(r'^SPDXRef-[a-zA-Z0-9.-]+$')
+        document = {'spdxVersion': (True, matches('^SPDX-2.3$')), 'dataLicense': (True, matches('^CC0-1.0$')), 'SPDXID': (True, matches('^SPDXRef-DOCUMENT$')), 'name': (True, text),
+                    'documentNamespace': (True, matches(r'^[a-zA-Z][a-zA-Z0-9+.-]*:[^\s#]+$')), 'comment': (False, text),
+                    'creationInfo': (True, has({'created': (True, matches(stamp)), 'creators': (True, list_of(matches(r'^(Tool|Person|Organization): .+$'))), 'comment': (False, text),
+                                                'licenseListVersion': (False, text)})),
+                    'files': (False, list_of(has({'SPDXID': (True, spdx_id), 'fileName': (True, matches(r'(?s)^\./.*$')), 'checksums': (True, list_of(checksum)), 'comment': (False, text),
+                                                  'licenseConcluded': (False, text), 'copyrightText': (False, text)}))),
+                    'relationships': (False, list_of(has({'spdxElementId': (True, spdx_id), 'relatedSpdxElement': (True, spdx_id), 'relationshipType': (True, matches('^DESCRIBES$'))})))}
+        for words in (('--subject', 'Makefile'), ()):
+            command = ['sh', '-c', 'cat Makefile; echo x > t; cat t; rm t']
+            keep_to(json.loads(self.attest(command, *words)), statement('https://in-toto.io/attestation/runtime-trace/v0.1', trace), 'in-toto')
+            keep_to(json.loads(self.attest(command, *words, form='slsa')), statement('https://slsa.dev/provenance/v1', provenance), 'slsa')
+            made = [json.loads(self.attest(command, *words, form='spdx')) for _ in range(2)]
+            for one in made:
+                keep_to(one, document, 'spdx')
+                for file in one['files']:
+                    self.assertEqual('SHA1', file['checksums'][0]['algorithm'])  # every file has that one
+                self.assertEqual(sorted(file['SPDXID'] for file in one['files']), sorted(relation['relatedSpdxElement'] for relation in one['relationships']))
+            self.assertNotEqual(made[0]['documentNamespace'], made[1]['documentNamespace'])
 
     def test_in_toto_and_slsa_field_rules(self):
         statement = json.loads(self.attest(['make', '-s'], '--subject', 'program'))
