@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -204,15 +205,19 @@ class Killed(unittest.TestCase):
                 file.write(str(i))
 
     def processes(self, mark):
-        """pid -> (parent, command line) of those that have the mark in their environment."""
+        """pid -> (parent, command line) of those that have the mark in their environment, or name the directory of such a one's mount."""
         found = {}
         for pid in filter(str.isdigit, os.listdir('/proc')):
             try:
                 with open(f'/proc/{pid}/environ', 'rb') as environment, open(f'/proc/{pid}/stat') as stat, open(f'/proc/{pid}/cmdline', 'rb') as command:
-                    if mark in environment.read():
+                    words = command.read()
+                    is_marked = mark in environment.read()
+                    if is_marked:
+                        self.names.update(re.findall(rb'/var/lib/imafs/run/[0-9a-f]{8}/', words))
+                    if is_marked or any(name in words for name in self.names):
                         fields = stat.read().rsplit(') ', 1)[1].split()
                         if fields[0] != 'Z':
-                            found[int(pid)] = (int(fields[1]), command.read().split(b'\0'))
+                            found[int(pid)] = (int(fields[1]), words.split(b'\0'))
             except OSError:
                 pass
         return found
@@ -239,6 +244,7 @@ class Killed(unittest.TestCase):
         random.seed(seed)
         missed = 0
         for kill in range(KILLS):
+            self.names = set()
             role = self.ROLES[kill % len(self.ROLES)]
             mark = b'IMAFS_TEST_RUN=' + uuid.uuid4().hex.encode()
             environment = dict(os.environ, **dict([mark.decode().split('=')]))
