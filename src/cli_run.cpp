@@ -250,14 +250,10 @@ void wait_for_end(pid_t stage) {
 
 // Where an attestation goes that cannot go where it should: evidence of an hour's build is not thrown away.
 ExitCode write_attestation(const RunOptions& options, const std::string& text) {
-  if (options.attestation == "-") {
-    std::fwrite(text.data(), 1, text.size(), stdout);
-    if (std::fflush(stdout) == 0) return ExitCode::kOk;
-  } else {
-    const auto written = write_file_atomically(options.attestation, text, 0644);
-    if (written) return ExitCode::kOk;
-    (void)complain(written.error());
-  }
+  Status written = options.attestation == "-" ? write_all(STDOUT_FILENO, as_bytes(text)) : write_file_atomically(options.attestation, text, 0644);
+  if (!written && options.attestation == "-") written = fail(error_of(written.error().code, "cannot write the attestation"));
+  if (written) return ExitCode::kOk;
+  (void)complain(written.error());
   std::string kept = std::string(kRunDirectory) + "/attestation-XXXXXX";
   const UniqueFd fd(::mkostemp(kept.data(), O_CLOEXEC));
   if (!fd || !write_all(fd.get(), as_bytes(text))) return ExitCode::kUsage;
