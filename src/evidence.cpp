@@ -148,7 +148,8 @@ class Judge {
   void look_at_other_pcrs(const std::set<std::uint32_t>& explained) {
     for (const auto& [pcr, value] : values_) {
       if (pcr < kFirstFreePcr || pcr >= kTpmPcrs || explained.contains(pcr)) continue;
-      const bool is_as_reset = std::all_of(value.begin(), value.end(), [&](std::uint8_t byte) { return byte == value[0]; }) && (value[0] == 0 || value[0] == 0xff);
+      const std::uint8_t first = value[0];
+      const bool is_as_reset = (first == 0 || first == 0xff) && std::all_of(value.begin(), value.end(), [first](std::uint8_t byte) { return byte == first; });
       if (!is_as_reset) add("pcr", std::nullopt, "PCR " + std::to_string(pcr) + " is quoted, and no entry of the log explains its value");
     }
   }
