@@ -28,6 +28,7 @@
 #include "imafs/cli_verify.h"
 #include "imafs/exit_code.h"
 #include "imafs/file_hasher.h"
+#include "imafs/mount_info.h"
 #include "imafs/posix_file.h"
 #include "imafs/unique_fd.h"
 #include "imafs/version.h"
@@ -161,6 +162,8 @@ ExitCode attest_run(const RunOptions& options, const Stage& stage, const LogMark
     VerifyOptions verify;
     verify.target = stage.mount();
     verify.quiet = true;
+    // The TPM is the one that --tpm named: it may be of any kind.
+    if (const auto info = read_mount_info(stage.mount())) verify.tcti = info->tcti;
     if (const ExitCode verdict = run_verify(verify); verdict != ExitCode::kOk) return verdict;
   }
   if (options.attestation.empty()) return ExitCode::kOk;
