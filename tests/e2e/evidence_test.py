@@ -586,5 +586,78 @@ class Table(unittest.TestCase):
         self.assertGreaterEqual(min(self.asked.values()), 10, self.asked)
 
 
+class Pretenders(unittest.TestCase):
+    """Directories that claim to be a mount of imafs, and logs whose names are made for those who read them."""
+
+    def setUp(self):
+        self.work = tempfile.mkdtemp(prefix='imafs-e2e-')
+        self.addCleanup(shutil.rmtree, self.work, ignore_errors=True)
+        self.marker = self.work + '/was-here'
+
+    def pretend(self, directory):
+        os.makedirs(directory + '/.ima')
+        status = {'version': '1', 'backing': '/', 'entries': 9, 'options': {'state': self.work, 'tcti': 'cmd:touch ' + self.marker, 'pcr': '10', 'base': ''}}
+        with open(directory + '/.ima/status', 'w') as file:
+            json.dump(status, file)
+        for name in ('binary_runtime_measurements', 'measurements', 'policy', 'trim_log'):
+            open(f'{directory}/.ima/{name}', 'w').close()
+
+    def ask_all(self, directory):
+        for words in (('verify', directory), ('quote', directory, '--nonce', '00', '-o', self.work + '/e'), ('ak', directory), ('log', directory),
+                      ('report', directory, '-o', self.work + '/r'), ('log', 'trim', directory, '--keep', '1'), ('top', directory)):
+            done = subprocess.run([IMAFS, *words], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, timeout=20)
+            self.assertEqual(2, done.returncode, (words, done.stdout, done.stderr))
+            self.assertRegex(done.stderr, r'^imafs: .*\n$')
+            self.assertFalse(os.path.exists(self.marker), words)
+
+    def test_a_directory(self):
+        self.pretend(self.work + '/d')
+        self.ask_all(self.work + '/d')
+
+    def test_a_directory_inside_a_mount_and_a_part_of_one_that_is_bound(self):
+        with Mount() as mount:
+            self.pretend(mount.backing + '/inside')
+            self.ask_all(mount.path + '/inside')
+            os.mkdir(self.work + '/bound')
+            subprocess.run(['mount', '--bind', mount.path + '/inside', self.work + '/bound'], check=True)
+            try:
+                self.ask_all(self.work + '/bound')
+            finally:
+                subprocess.run(['umount', self.work + '/bound'], check=True)
+
+    def test_a_mount_of_another_kind(self):
+        os.mkdir(self.work + '/d')
+        subprocess.run(['mount', '-t', 'tmpfs', 'fuse.imafs', self.work + '/d'], check=True)
+        try:
+            self.pretend(self.work + '/d')
+            self.ask_all(self.work + '/d')
+        finally:
+            subprocess.run(['umount', self.work + '/d'], check=True)
+
+    def test_a_fifo_in_the_place_of_a_journal(self):
+        os.makedirs(self.work + '/state/journal')
+        os.mkfifo(self.work + '/state/journal/journal.000001')
+        for words in (('log', self.work + '/state'), ('verify', self.work + '/state'), ('verify', '--state', self.work + '/state')):
+            done = subprocess.run([IMAFS, *words], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, timeout=20)
+            self.assertIn(done.returncode, (1, 2), words)
+            self.assertIn('no segment', done.stderr)
+
+    def test_names_draw_nothing_and_break_no_line(self):
+        names = [b'/\x1b[2J', b'/\x9b2J', b'/a\xc2\x9b2J', b'/a\xc2\x85b', b'/a\xe2\x80\xa8b', b'/a\xe2\x80\xaeb', b'/a\xe2\x81\xa6b', b'/\xff\xfe', b'/a\nb\rc', b'/\x7f',
+                 b'=cmd()', b'+1', b'-1', b'@x', b'"', b'a,b', b'/\xed\xa0\x80']
+        with open(self.work + '/log', 'wb') as file:
+            file.write(b''.join(Record.file(name, bank='sha1').bytes() for name in names))
+        for form in ('text', 'csv', 'json', 'ndjson', 'cel-json'):
+            text = subprocess.run([IMAFS, 'log', self.work + '/log', '--format', form], stdout=subprocess.PIPE, check=True).stdout.decode()
+            self.assertTrue(all(c == '\n' or c.isprintable() for c in text), (form, text))
+            if form in ('text', 'csv'):
+                self.assertEqual(len(names) + (form == 'csv'), len(text.splitlines()), text)
+            if form == 'csv':
+                self.assertNotRegex(text, r'(?m)[,\n]"?[=+@-]')
+        for words in (('verify', self.work + '/log'), ('verify', self.work + '/log', '--json')):
+            text = subprocess.run([IMAFS, *words], stdout=subprocess.PIPE).stdout.decode()
+            self.assertTrue(all(c == '\n' or c.isprintable() for c in text), text)
+
+
 if __name__ == '__main__':
     run_tests()
