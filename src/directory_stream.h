@@ -9,6 +9,7 @@
 #include <mutex>
 #include <string_view>
 
+#include "imafs/caller_identity.h"
 #include "imafs/inode_table.h"
 #include "imafs/unique_fd.h"
 
@@ -16,11 +17,15 @@ namespace imafs {
 
 class DirectoryStream {
  public:
-  static Result<std::unique_ptr<DirectoryStream>> open(InodeTable& table, NodeId node) {
+  static Result<std::unique_ptr<DirectoryStream>> open(InodeTable& table, NodeId node, const Caller& caller) {
     auto fd = table.open(node, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (!fd) return fail(fd.error());
     struct stat attr {};
     if (::fstat(fd->get(), &attr) != 0) return fail(errno_error("opendir"));
+    // The kernel judged by what it believed of the directory.
+    if (!table.is_as_told(node, attr)) {
+      if (auto status = may_access(caller, fd->get(), R_OK); !status) return fail(status.error());
+    }
     DIR* const stream = ::fdopendir(fd->get());
     if (!stream) return fail(errno_error("opendir"));
     (void)fd->release();

@@ -93,7 +93,7 @@ void list(fuse_req_t request, size_t size, off_t offset, struct fuse_file_info* 
 
 void do_opendir(fuse_req_t request, fuse_ino_t node, struct fuse_file_info* file) {
   if (ControlDir::owns(node)) return control_opendir(request, node, file);
-  auto stream = DirectoryStream::open(context_of(request).table, node);
+  auto stream = DirectoryStream::open(context_of(request).table, node, caller_of(request));
   if (!stream) return reply_error(request, stream.error());
   file->fh = reinterpret_cast<std::uint64_t>(stream->get());
   // The kernel checks a cached listing against the directory's times.

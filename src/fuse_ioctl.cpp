@@ -14,17 +14,12 @@
 namespace imafs {
 namespace {
 
-// Salt and signature are pointers into the caller's memory, which we do not have. And nobody has checked the
-// caller: who may write the file may seal it.
-int refuses_verity(FuseContext& context, NodeId node, const Caller& caller, std::span<const char> argument) {
+// Salt and signature are pointers into the caller's memory, which we do not have.
+bool is_plain_verity(std::span<const char> argument) {
   struct fsverity_enable_arg wanted {};
-  if (argument.size() < sizeof wanted) return EOPNOTSUPP;
+  if (argument.size() < sizeof wanted) return false;
   std::memcpy(&wanted, argument.data(), sizeof wanted);
-  if (wanted.salt_size != 0 || wanted.sig_size != 0) return EOPNOTSUPP;
-  const auto attr = context.ops.get_attr(node);
-  if (!attr) return attr.error().code;
-  const bool may_write = caller.uid == 0 || (caller.uid == attr->st_uid && (attr->st_mode & S_IWUSR) != 0);
-  return may_write ? 0 : EACCES;
+  return wanted.salt_size == 0 && wanted.sig_size == 0;
 }
 
 }  // namespace
@@ -43,18 +38,18 @@ void do_ioctl(fuse_req_t request, fuse_ino_t node, unsigned int command, void*, 
     case FS_IOC_MEASURE_VERITY: break;
     // Its number says long, file systems write an int, and so much room callers have.
     case FS_IOC_GETVERSION: out_size = std::min(out_size, sizeof(int)); break;
-    case FS_IOC_SETFLAGS:    // the kernel has checked who may set them
+    case FS_IOC_SETFLAGS:
     case FS_IOC_FSSETXATTR: changes = true; break;
     case FS_IOC_ENABLE_VERITY:
-      if (const int code = refuses_verity(context, node, caller_of(request), {data.data(), in_size}); code != 0) {
-        return refuse(request, code);
-      }
+      if (!is_plain_verity({data.data(), in_size})) return refuse(request, EOPNOTSUPP);
       changes = true;
       break;
     default: return refuse(request, ENOTTY);
   }
   auto fd = context.table.open(node, O_RDONLY | O_NONBLOCK | O_CLOEXEC);
   if (!fd) return reply_error(request, fd.error());
+  const ActAs identity(caller_of(request), {{fd->get()}});
+  if (!identity) return refuse(request, EPERM);
   if (::ioctl(fd->get(), command, data.data()) != 0) return refuse(request, errno);
   if (changes) context.files.did_change_flags(node);
   fuse_reply_ioctl(request, 0, out_size > 0 ? data.data() : nullptr, out_size);

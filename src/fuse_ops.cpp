@@ -84,6 +84,12 @@ void do_statx(fuse_req_t request, fuse_ino_t node, int flags, int mask, struct f
   const dev_t device = makedev(attr.stx_dev_major, attr.stx_dev_minor);
   const double timeout = timeout_of_attributes(context, node, device, attr.stx_ino);
   attr.stx_ino = context.numbers.shown(device, attr.stx_ino);
+  struct stat told {};
+  told.st_mode = attr.stx_mode;
+  told.st_uid = attr.stx_uid;
+  told.st_gid = attr.stx_gid;
+  told.st_ctim = {attr.stx_ctime.tv_sec, attr.stx_ctime.tv_nsec};
+  if ((attr.stx_mask & STATX_BASIC_STATS) == STATX_BASIC_STATS) context.table.did_tell(node, told);
   mode_t mode = attr.stx_mode;
   dev_t node_device = makedev(attr.stx_rdev_major, attr.stx_rdev_minor);
   context.masks.hide(node, mode, node_device);
@@ -159,19 +165,19 @@ void do_link(fuse_req_t request, fuse_ino_t node, fuse_ino_t parent, const char*
   // The kernel still believes the old name; from now on each name must be looked up, so that an open
   // is logged under the one it used.
   const auto old_name = context.table.name_of(node);
-  const auto found = with_room(context, [&] { return context.ops.make_link(node, parent, name); });
+  const auto found = with_room(context, [&] { return context.ops.make_link(node, parent, name, caller_of(request)); });
   reply_entry(request, parent, found);
   if (found && old_name) context.expire_name(old_name->first, old_name->second);
 }
 
 void do_unlink(fuse_req_t request, fuse_ino_t parent, const char* name) {
   if (is_control(parent, name)) return refuse(request, EPERM);
-  reply(request, context_of(request).ops.unlink(parent, name));
+  reply(request, context_of(request).ops.unlink(parent, name, caller_of(request)));
 }
 
 void do_rmdir(fuse_req_t request, fuse_ino_t parent, const char* name) {
   if (is_control(parent, name)) return refuse(request, EPERM);
-  reply(request, context_of(request).ops.remove_directory(parent, name));
+  reply(request, context_of(request).ops.remove_directory(parent, name, caller_of(request)));
 }
 
 void do_rename(fuse_req_t request, fuse_ino_t parent, const char* name, fuse_ino_t new_parent, const char* new_name,
@@ -197,7 +203,7 @@ constexpr int kExecFlag = 0x20;  // __FMODE_EXEC: of execve's open
 void do_getxattr(fuse_req_t request, fuse_ino_t node, const char* name, size_t size) {
   if (ControlDir::owns(node)) return refuse(request, ENODATA);
   if (std::strcmp(name, kCapabilityName) == 0 && context_of(request).masks.hides_capabilities(node)) return refuse(request, ENODATA);
-  reply_sized(request, size, [&](std::span<char> out) { return context_of(request).ops.get_xattr(node, name, out); });
+  reply_sized(request, size, [&](std::span<char> out) { return context_of(request).ops.get_xattr(node, name, out, caller_of(request)); });
 }
 
 void do_listxattr(fuse_req_t request, fuse_ino_t node, size_t size) {
@@ -216,7 +222,7 @@ void do_setxattr(fuse_req_t request, fuse_ino_t node, const char* name, const ch
 
 void do_removexattr(fuse_req_t request, fuse_ino_t node, const char* name) {
   if (ControlDir::owns(node)) return refuse(request, EOPNOTSUPP);
-  reply(request, context_of(request).ops.remove_xattr(node, name));
+  reply(request, context_of(request).ops.remove_xattr(node, name, caller_of(request)));
 }
 
 // ---- opening ----
@@ -334,6 +340,9 @@ void do_write(fuse_req_t request, fuse_ino_t node, const char* bytes, size_t siz
   const auto writable = context.files.writable(file->fh);
   if (!writable) return reply_error(request, writable.error());
   const struct iovec part {const_cast<char*>(bytes), size};
+  if (file->kill_suidgid != 0) {
+    if (auto status = kill_privileges(writable->fd, caller_of(request)); !status) return reply_error(request, status.error());
+  }
   // The flags of now, not those of the open; and a page that was mapped goes where it belongs.
   const bool appends = (file->flags & O_APPEND) != 0 && file->writepage == 0;
   // A page that was mapped comes from whoever happens to write it back.
@@ -342,7 +351,6 @@ void do_write(fuse_req_t request, fuse_ino_t node, const char* bytes, size_t siz
     return count_of(::pwritev2(writable->fd, &part, 1, offset, appends ? RWF_APPEND : 0));
   });
   if (!written) return reply_error(request, written.error());
-  if (file->kill_suidgid != 0) kill_privileges(writable->fd, caller_of(request));
   fuse_reply_write(request, *written);
 }
 

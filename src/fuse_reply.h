@@ -87,6 +87,7 @@ inline void reply_attr(fuse_req_t request, NodeId node, Result<struct stat> attr
   FuseContext& context = context_of(request);
   const double timeout = timeout_of_attributes(context, node, attr->st_dev, attr->st_ino);
   attr->st_ino = context.numbers.shown(attr->st_dev, attr->st_ino);
+  context.table.did_tell(node, *attr);
   context.masks.hide(node, attr->st_mode, attr->st_rdev);
   fuse_reply_attr(request, &*attr, timeout);
 }

@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <cstring>
 #include <mutex>
+#include <random>
 #include <unordered_map>
 #include <vector>
 
@@ -46,6 +47,7 @@ struct Node {
   std::int64_t birth_ns = 0;
   FileHandle handle;
   std::uint64_t lookups = 0;   // the kernel's references
+  std::uint64_t told = 0;      // fingerprint of what the kernel was told last
   std::uint32_t children = 0;  // names of other nodes that lead through this one
   bool may_have_names = false;
   bool is_hidden_device = false;  // the kernel does not know which device it is
@@ -56,6 +58,20 @@ struct Seen {
   struct stat attr {};
   std::int64_t birth_ns = 0;
 };
+
+// Of what decides who may open a file. Nobody can choose a ctime; the key is for those who try all the same.
+std::uint64_t fingerprint_of(const struct stat& attr) {
+  static const std::uint64_t key = std::random_device()() | std::uint64_t{std::random_device()()} << 32;
+  std::uint64_t hash = key;
+  const auto mix = [&](std::uint64_t value) {
+    hash = (hash ^ value) * 0x9e3779b97f4a7c15ULL;
+    hash ^= hash >> 29;
+  };
+  mix(static_cast<std::uint64_t>(attr.st_mode) << 32 | attr.st_uid);
+  mix(attr.st_gid);
+  mix(static_cast<std::uint64_t>(attr.st_ctim.tv_sec) * 1'000'000'000 + static_cast<std::uint64_t>(attr.st_ctim.tv_nsec));
+  return hash;
+}
 
 Result<Seen> look_at(int directory, const char* name, int flags) {
   struct statx answer {};
@@ -116,6 +132,17 @@ class Table final : public InodeTable {
     const auto found = nodes_.find(id);
     if (found == nodes_.end()) return {0, 0};
     return {found->second.identity.device, found->second.identity.inode};
+  }
+  void did_tell(NodeId id, const struct stat& attr) override {
+    const std::uint64_t told = fingerprint_of(attr);
+    const std::lock_guard lock(mutex_);
+    if (const auto found = nodes_.find(id); found != nodes_.end()) found->second.told = told;
+  }
+  bool is_as_told(NodeId id, const struct stat& attr) const override {
+    const std::uint64_t now = fingerprint_of(attr);
+    const std::lock_guard lock(mutex_);
+    const auto found = nodes_.find(id);
+    return found != nodes_.end() && found->second.told == now;
   }
   std::uint16_t mount_index_of(NodeId id) const override {
     const std::lock_guard lock(mutex_);
@@ -227,6 +254,7 @@ Result<InodeTable::Found> Table::enter(int fd, NodeId parent, int directory, std
     const std::lock_guard lock(mutex_);
     if (const NodeId id = known(mount, seen); id != 0) {
       ++nodes_.at(id).lookups;
+      nodes_.at(id).told = fingerprint_of(seen.attr);
       nodes_.at(id).may_have_names = S_ISREG(seen.attr.st_mode) && seen.attr.st_nlink > 1;
       if (id != kRootNode) set_name(id, parent, name, tid);
       return Found{id, seen.attr};
@@ -248,6 +276,7 @@ Result<InodeTable::Found> Table::enter(int fd, NodeId parent, int directory, std
   }
   Node& node = nodes_.at(id);
   ++node.lookups;
+  node.told = fingerprint_of(seen.attr);
   node.may_have_names = S_ISREG(seen.attr.st_mode) && seen.attr.st_nlink > 1;
   set_name(id, parent, name, tid);
   return Found{id, seen.attr};

@@ -1,5 +1,6 @@
 // One open, from its flags to its entries: the part of OpenFiles that runs while the file is busy.
 #include <fcntl.h>
+#include <linux/capability.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -195,6 +196,31 @@ bool OpenFiles::hashes_inline(const Opening& opening) {
   return true;
 }
 
+// The kernel judged the open by what it believed of the file. That stands if it is true now; if not, the file system below
+// judges again, as the caller. Exec opens are the caller's to execute, not to read.
+Status OpenFiles::judge(const Opening& opening) {
+  const File& file = *opening.file;
+  const Requester& who = opening.request.who;
+  const int flags = opening.request.flags;
+  PathFd path;
+  int fd = file.anchor.get();
+  if (fd < 0) {
+    auto found = table_.path_fd(file.node);
+    if (!found) return fail(found.error());
+    path = std::move(*found);
+    fd = path->get();
+  }
+  struct stat attr {};
+  if (::fstatat(fd, "", &attr, AT_EMPTY_PATH | AT_SYMLINK_NOFOLLOW) != 0) return fail(errno_error("stat"));
+  if (table_.is_as_told(file.node, attr)) return {};
+  int mask = (flags & O_ACCMODE) == O_RDONLY ? R_OK : (flags & O_ACCMODE) == O_WRONLY ? W_OK : R_OK | W_OK;
+  if ((flags & O_TRUNC) != 0) mask |= W_OK;
+  if ((flags & kExecFlag) != 0) mask = X_OK;
+  const Caller caller{who.pid, who.uid, who.gid, 0};
+  if ((flags & O_NOATIME) != 0 && who.uid != attr.st_uid && !has_capability(caller, CAP_FOWNER)) return fail(EPERM, "no atime");
+  return may_access(caller, fd, mask);
+}
+
 // A descriptor to read from, and the way the file's data will be served while it is open.
 Status OpenFiles::prepare(Opening& opening) {
   File& file = *opening.file;
@@ -231,6 +257,9 @@ Status OpenFiles::prepare(Opening& opening) {
     }
   }
   if (made_for_reading) created.reset();
+  if (!opening.created) {
+    if (auto status = judge(opening); !status) return status;
+  }
   // Decided anew only while nobody has it open: every open of an inode must be served the same way.
   if (first && file.backing_id <= 0 && options_.passthrough && file.anchor) {
     file.backing_id = std::max(0, kernel_.open_backing(file.anchor.get()));
@@ -421,7 +450,7 @@ Status OpenFiles::truncate(Opening& opening) {
   if (::ftruncate(fd->get(), 0) != 0) return fail(errno_error("truncate"));
   if (opening.request.kill_suidgid) {
     const Requester& who = opening.request.who;
-    kill_privileges(fd->get(), Caller{who.pid, who.uid, who.gid, 0});
+    if (auto status = kill_privileges(fd->get(), Caller{who.pid, who.uid, who.gid, 0}); !status) return status;
   }
   cache_.with(file.node, [](FileRecord& record) { record.clear(); });
   fd->reset();  // or it would be somebody who writes

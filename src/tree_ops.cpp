@@ -10,6 +10,8 @@
 #include <array>
 #include <climits>
 #include <cstring>
+#include <memory>
+#include <optional>
 #include <utility>
 
 #include "imafs/file_version.h"
@@ -42,14 +44,28 @@ int change_mode(int fd, mode_t mode) {
   return ::chmod(ProcPath(fd).get(), mode);
 }
 
+constexpr const char* kNotTaken = "the caller's identity cannot be taken";
+
+ActAs::Groups groups_for(mode_t mode) { return (mode & S_ISGID) != 0 ? ActAs::Groups::kAlways : ActAs::Groups::kIfTheyMatter; }
+
+// Of these the kernel asks a capability only, and nothing about the file: its judgement cannot be out of date.
+std::unique_ptr<const ActAs> identity_for_xattr(int fd, std::string_view name, const Caller& caller) {
+  if (name.starts_with("trusted.")) return nullptr;
+  return std::make_unique<const ActAs>(caller, std::initializer_list<ActAs::Object>{{fd}}, ActAs::Groups::kAlways);
+}
+
 }  // namespace
 
-void kill_privileges(int fd, const Caller& writer) {
+Status kill_privileges(int fd, const Caller& writer) {
   struct stat attr {};
-  if (::fstat(fd, &attr) != 0) return;
+  if (::fstat(fd, &attr) != 0) return fail(errno_error("stat"));
   const mode_t kill = bits_to_lose(attr, writer);
-  if (kill != 0) change_mode(fd, attr.st_mode & 07777 & ~kill);
-  ::removexattr(ProcPath(fd).get(), "security.capability");
+  if (kill != 0 && change_mode(fd, attr.st_mode & 07777 & ~kill) != 0) return fail(errno_error("chmod"));
+  const ProcPath path(fd);
+  if (::removexattr(path.get(), "security.capability") == 0) return {};
+  const Error error = errno_error("removexattr");
+  // Without the privilege the answer is EPERM, also where there is none.
+  return ::getxattr(path.get(), "security.capability", nullptr, 0) < 0 ? Status() : Status(fail(error));
 }
 
 Result<TreeOps::Target> TreeOps::target_of(NodeId node) {
@@ -71,18 +87,27 @@ Status TreeOps::get_statx(NodeId node, int flags, unsigned mask, struct statx& o
   return done(::statx((*fd)->get(), "", AT_EMPTY_PATH | AT_SYMLINK_NOFOLLOW | (flags & sync_flags), mask, &out), "statx");
 }
 
-Status TreeOps::resize(NodeId node, off_t size, std::uint64_t handle) {
+Status TreeOps::resize(NodeId node, int fd, off_t size, std::uint64_t handle, const Caller& caller) {
   // Our own descriptor would wait for our own lease, and what was measured is no more.
   const bool watched = files_.will_truncate(node);
   const auto truncate = [&]() -> Status {
+    UniqueFd own;
+    int writable = -1;
+    OpenFiles::Writable lent;
     if (handle != 0) {
-      const auto own = files_.writable(handle);
-      if (!own) return fail(own.error());
-      return done(::ftruncate(own->fd, size), "truncate");
+      auto found = files_.writable(handle);
+      if (!found) return fail(found.error());
+      lent = std::move(*found);
+      writable = lent.fd;
     }
-    const auto fd = table_.open(node, O_WRONLY | O_NONBLOCK | O_CLOEXEC);
-    if (!fd) return fail(fd.error());
-    return done(::ftruncate(fd->get(), size), "truncate");
+    const ActAs identity(caller, {{fd}}, ActAs::Groups::kAlways);  // setuid and setgid go by who truncates, too
+    if (!identity) return fail(EPERM, kNotTaken);
+    if (writable < 0) {
+      own.reset(::open(ProcPath(fd).get(), O_WRONLY | O_NONBLOCK | O_CLOEXEC));
+      if (!own) return fail(errno_error("truncate"));
+      writable = own.get();
+    }
+    return done(::ftruncate(writable, size), "truncate");
   };
   const Status status = truncate();  // its descriptor is closed, or it would be somebody who writes
   if (watched) files_.did_truncate(node);
@@ -90,15 +115,9 @@ Status TreeOps::resize(NodeId node, off_t size, std::uint64_t handle) {
 }
 
 Status TreeOps::change_owner(int fd, uid_t uid, gid_t gid, const Caller& caller) {
-  struct stat before {};
-  (void)::fstatat(fd, "", &before, AT_EMPTY_PATH | AT_SYMLINK_NOFOLLOW);
-  if (::fchownat(fd, "", uid, gid, AT_EMPTY_PATH | AT_SYMLINK_NOFOLLOW) != 0) return fail(errno_error("chown"));
-  // That has cleared what a chown by us clears; a caller outside the old group loses one bit more.
-  const bool sgid_stayed = !S_ISDIR(before.st_mode) && (before.st_mode & S_IXGRP) == 0;
-  if (sgid_stayed && (bits_to_lose(before, caller) & S_ISGID) != 0) {
-    change_mode(fd, before.st_mode & 07777 & ~(S_ISUID | S_ISGID));
-  }
-  return {};
+  const ActAs identity(caller, {{fd}}, ActAs::Groups::kAlways);
+  if (!identity) return fail(EPERM, kNotTaken);
+  return done(::fchownat(fd, "", uid, gid, AT_EMPTY_PATH | AT_SYMLINK_NOFOLLOW), "chown");
 }
 
 Status TreeOps::change_nothing(NodeId node, int fd, const Caller& caller) {
@@ -106,12 +125,8 @@ Status TreeOps::change_nothing(NodeId node, int fd, const Caller& caller) {
   if (::fstatat(fd, "", &attr, AT_EMPTY_PATH | AT_SYMLINK_NOFOLLOW) != 0) return fail(errno_error("stat"));
   if (S_ISREG(attr.st_mode) && files_.is_written(node)) {
     // Writes of who has CAP_FSETID take file capabilities away, but neither setuid nor setgid.
-    if (!is_root_with(caller, CAP_FSETID)) kill_privileges(fd, caller);
-    return {};
+    return has_capability(caller, CAP_FSETID) ? Status() : kill_privileges(fd, caller);
   }
-  // chown(2) asks who owns the file only if there are bits to clear.
-  const bool is_owner = caller.uid == 0 || caller.uid == attr.st_uid;
-  if (!is_owner && !S_ISDIR(attr.st_mode) && bits_to_lose(attr, caller) != 0) return fail(EPERM, "chown");
   return change_owner(fd, kKeep, kKeep, caller);
 }
 
@@ -120,7 +135,7 @@ Result<struct stat> TreeOps::set_attr(NodeId node, const AttrChange& change, con
   if (!target) return fail(target.error());
   const int fd = target->fd();
   if (change.size) {
-    if (auto status = resize(node, *change.size, change.handle); !status) return fail(status.error());
+    if (auto status = resize(node, fd, *change.size, change.handle, caller); !status) return fail(status.error());
   }
   if (change.uid || change.gid) {
     auto status = change_owner(fd, change.uid.value_or(kKeep), change.gid.value_or(kKeep), caller);
@@ -128,15 +143,19 @@ Result<struct stat> TreeOps::set_attr(NodeId node, const AttrChange& change, con
   } else if (change.is_empty) {
     if (auto status = change_nothing(node, fd, caller); !status) return fail(status.error());
   } else if (change.kill_suidgid) {
-    kill_privileges(fd, caller);
+    if (auto status = kill_privileges(fd, caller); !status) return fail(status.error());
   }
-  if (change.mode && change_mode(fd, *change.mode & 07777) != 0) return fail(errno_error("chmod"));
-  if (change.atime || change.mtime) {
-    const struct timespec omit {0, UTIME_OMIT};
-    const std::array<struct timespec, 2> times{change.atime.value_or(omit), change.mtime.value_or(omit)};
-    if (::utimensat(fd, "", times.data(), AT_EMPTY_PATH) != 0) return fail(errno_error("utimes"));
-    if (change.mtime) files_.did_change_attributes(node, true);
+  if (change.mode || change.atime || change.mtime) {
+    const ActAs identity(caller, {{fd}});
+    if (!identity) return fail(EPERM, kNotTaken);
+    if (change.mode && change_mode(fd, *change.mode & 07777) != 0) return fail(errno_error("chmod"));
+    if (change.atime || change.mtime) {
+      const struct timespec omit {0, UTIME_OMIT};
+      const std::array<struct timespec, 2> times{change.atime.value_or(omit), change.mtime.value_or(omit)};
+      if (::utimensat(fd, "", times.data(), AT_EMPTY_PATH) != 0) return fail(errno_error("utimes"));
+    }
   }
+  if (change.mtime) files_.did_change_attributes(node, true);
   return stat_of(fd);
 }
 
@@ -155,7 +174,8 @@ Result<TreeOps::Found> TreeOps::make_node(NodeId parent, const char* name, mode_
   auto fd = table_.path_fd(parent);
   if (!fd) return fail(fd.error());
   {
-    const ActAs identity(caller, (mode & S_ISGID) != 0);
+    const ActAs identity(caller, {{(*fd)->get()}}, groups_for(mode));
+    if (!identity) return fail(EPERM, kNotTaken);
     if (::mknodat((*fd)->get(), name, mode, device) != 0) return fail(errno_error("mknod"));
   }
   return table_.look_up(parent, name, caller.pid);
@@ -165,7 +185,8 @@ Result<TreeOps::Found> TreeOps::make_directory(NodeId parent, const char* name, 
   auto fd = table_.path_fd(parent);
   if (!fd) return fail(fd.error());
   {
-    const ActAs identity(caller, false);
+    const ActAs identity(caller, {{(*fd)->get()}}, groups_for(mode));
+    if (!identity) return fail(EPERM, kNotTaken);
     if (::mkdirat((*fd)->get(), name, mode) != 0) return fail(errno_error("mkdir"));
   }
   return table_.look_up(parent, name, caller.pid);
@@ -176,39 +197,49 @@ Result<TreeOps::Found> TreeOps::make_symlink(NodeId parent, const char* name, co
   auto fd = table_.path_fd(parent);
   if (!fd) return fail(fd.error());
   {
-    const ActAs identity(caller, false);
+    const ActAs identity(caller, {{(*fd)->get()}});
+    if (!identity) return fail(EPERM, kNotTaken);
     if (::symlinkat(target, (*fd)->get(), name) != 0) return fail(errno_error("symlink"));
   }
   return table_.look_up(parent, name, caller.pid);
 }
 
-Result<TreeOps::Found> TreeOps::make_link(NodeId node, NodeId parent, const char* name) {
+Result<TreeOps::Found> TreeOps::make_link(NodeId node, NodeId parent, const char* name, const Caller& caller) {
   auto fd = table_.path_fd(node);
   if (!fd) return fail(fd.error());
   auto directory = table_.path_fd(parent);
   if (!directory) return fail(directory.error());
-  int result = ::linkat((*fd)->get(), "", (*directory)->get(), name, AT_EMPTY_PATH);
-  if (result != 0 && errno == ENOENT) {
-    // Without the privilege for an empty path.
-    result = ::linkat(AT_FDCWD, ProcPath((*fd)->get()).get(), (*directory)->get(), name, AT_SYMLINK_FOLLOW);
+  int result = -1;
+  {
+    const ActAs identity(caller, {{(*fd)->get()}, {(*directory)->get()}});
+    if (!identity) return fail(EPERM, kNotTaken);
+    result = ::linkat((*fd)->get(), "", (*directory)->get(), name, AT_EMPTY_PATH);
+    if (result != 0 && errno == ENOENT) {
+      // Without the privilege for an empty path.
+      result = ::linkat(AT_FDCWD, ProcPath((*fd)->get()).get(), (*directory)->get(), name, AT_SYMLINK_FOLLOW);
+    }
   }
   if (result != 0) return fail(errno_error("link"));
   return table_.look_up(parent, name, InodeTable::kNobody);
 }
 
-Status TreeOps::unlink(NodeId parent, const char* name) {
+Status TreeOps::unlink(NodeId parent, const char* name, const Caller& caller) {
   auto fd = table_.path_fd(parent);
   if (!fd) return fail(fd.error());
   auto pin = table_.will_unlink(parent, name);
+  const ActAs identity(caller, {{(*fd)->get()}, {(*fd)->get(), name}});
+  if (!identity) return fail(EPERM, kNotTaken);
   auto status = done(::unlinkat((*fd)->get(), name, 0), "unlink");
   if (status) pin.keep();
   return status;
 }
 
-Status TreeOps::remove_directory(NodeId parent, const char* name) {
+Status TreeOps::remove_directory(NodeId parent, const char* name, const Caller& caller) {
   auto fd = table_.path_fd(parent);
   if (!fd) return fail(fd.error());
   auto pin = table_.will_unlink(parent, name);
+  const ActAs identity(caller, {{(*fd)->get()}, {(*fd)->get(), name}});
+  if (!identity) return fail(EPERM, kNotTaken);
   auto status = done(::unlinkat((*fd)->get(), name, AT_REMOVEDIR), "rmdir");
   if (status) pin.keep();
   return status;
@@ -223,9 +254,9 @@ Status TreeOps::rename(NodeId parent, const char* name, NodeId new_parent, const
   const bool exchange = (flags & RENAME_EXCHANGE) != 0;
   auto pin = !exchange && (flags & RENAME_NOREPLACE) == 0 ? table_.will_unlink(new_parent, new_name) : InodeTable::Pin();
   {
-    // What stays behind of a renaming to a whiteout is new, and the caller's.
-    std::optional<ActAs> identity;
-    if ((flags & RENAME_WHITEOUT) != 0) identity.emplace(caller, false);
+    const int source = (*from)->get(), target = (*to)->get();
+    const ActAs identity(caller, {{source}, {target}, {source, name}, {target, new_name}});
+    if (!identity) return fail(EPERM, kNotTaken);
     if (::renameat2((*from)->get(), name, (*to)->get(), new_name, flags) != 0) return fail(errno_error("rename"));
   }
   pin.keep();
@@ -247,7 +278,8 @@ Result<TreeOps::Made> TreeOps::create(NodeId parent, const char* name, int flags
   const int access = passthrough_ || (flags & kAccessFlags) == O_RDONLY ? O_RDONLY : O_RDWR;
   UniqueFd fd;
   {
-    const ActAs identity(caller, (mode & S_ISGID) != 0);
+    const ActAs identity(caller, {{(*directory)->get()}}, groups_for(mode));
+    if (!identity) return fail(EPERM, kNotTaken);
     fd.reset(::openat((*directory)->get(), name, access | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, mode));
   }
   if (!fd) return fail(errno_error("create"));
@@ -260,7 +292,8 @@ Result<TreeOps::Made> TreeOps::create_unnamed(NodeId parent, int flags, mode_t m
   if (!directory) return fail(directory.error());
   UniqueFd fd;
   {
-    const ActAs identity(caller, (mode & S_ISGID) != 0);
+    const ActAs identity(caller, {{(*directory)->get()}}, groups_for(mode));
+    if (!identity) return fail(EPERM, kNotTaken);
     fd.reset(::openat((*directory)->get(), ".", O_RDWR | O_TMPFILE | (flags & O_EXCL) | O_CLOEXEC, mode));
   }
   if (!fd) return fail(errno_error("create"));
@@ -273,10 +306,14 @@ Result<TreeOps::Made> TreeOps::create_unnamed(NodeId parent, int flags, mode_t m
   return result;
 }
 
-Result<std::size_t> TreeOps::get_xattr(NodeId node, const char* name, std::span<char> out) {
+Result<std::size_t> TreeOps::get_xattr(NodeId node, const char* name, std::span<char> out, const Caller& caller) {
   const auto target = target_of(node);
   if (!target) return fail(target.error());
   const int fd = target->fd();
+  // Who may read the others does not depend on the file.
+  std::optional<ActAs> identity;
+  if (std::string_view(name).starts_with("user.")) identity.emplace(caller, std::initializer_list<ActAs::Object>{{fd}});
+  if (identity && !*identity) return fail(EPERM, kNotTaken);
   const ssize_t size = target->is_open() ? ::fgetxattr(fd, name, out.data(), out.size())
                                          : ::getxattr(ProcPath(fd).get(), name, out.data(), out.size());
   if (size < 0) return fail(errno_error("getxattr"));
@@ -291,7 +328,7 @@ Result<std::size_t> TreeOps::list_xattrs(NodeId node, std::span<char> out, const
   if (size < 0) return fail(errno_error("listxattr"));
   names.resize(static_cast<std::size_t>(size));
   // The kernel lists these for itself to those who may read them.
-  if (names.find("trusted.") != std::string::npos && !is_root_with(caller, CAP_SYS_ADMIN)) {
+  if (names.find("trusted.") != std::string::npos && !has_capability(caller, CAP_SYS_ADMIN)) {
     std::string shown;
     for (std::size_t at = 0; at < names.size(); at += std::strlen(names.c_str() + at) + 1) {
       const std::string_view name = names.c_str() + at;
@@ -308,23 +345,21 @@ Result<std::size_t> TreeOps::list_xattrs(NodeId node, std::span<char> out, const
 Status TreeOps::set_xattr(NodeId node, const char* name, std::string_view value, int flags, const Caller& caller) {
   auto fd = table_.path_fd(node);
   if (!fd) return fail(fd.error());
-  const ProcPath path((*fd)->get());
-  Status status;
-  if (std::strcmp(name, "system.posix_acl_access") == 0) {
-    // Setting it may take setgid away from who is not in the file's group: the backing file system decides.
-    const ActAs identity(caller, true);
-    status = done(::setxattr(path.get(), name, value.data(), value.size(), flags), "setxattr");
-  }
-  if (std::strcmp(name, "system.posix_acl_access") != 0 || (!status && status.error().code == EPERM)) {
-    status = done(::setxattr(path.get(), name, value.data(), value.size(), flags), "setxattr");
-  }
+  const auto identity = identity_for_xattr((*fd)->get(), name, caller);
+  if (identity && !*identity) return fail(EPERM, kNotTaken);
+  const auto status = done(::setxattr(ProcPath((*fd)->get()).get(), name, value.data(), value.size(), flags), "setxattr");
   if (status && std::strcmp(name, "security.ima") == 0) files_.did_change_label(node);
   return status;
 }
 
-Status TreeOps::remove_xattr(NodeId node, const char* name) {
+Status TreeOps::remove_xattr(NodeId node, const char* name, const Caller& caller) {
   auto fd = table_.path_fd(node);
   if (!fd) return fail(fd.error());
+  // The kernel itself takes file capabilities away when somebody writes who need not own the file; of others it asks a
+  // capability, and nothing about the file.
+  std::unique_ptr<const ActAs> identity;
+  if (std::strcmp(name, "security.capability") != 0) identity = identity_for_xattr((*fd)->get(), name, caller);
+  if (identity && !*identity) return fail(EPERM, kNotTaken);
   auto status = done(::removexattr(ProcPath((*fd)->get()).get(), name), "removexattr");
   if (status && std::strcmp(name, "security.ima") == 0) files_.did_change_label(node);
   return status;

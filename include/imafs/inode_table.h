@@ -63,6 +63,10 @@ class InodeTable {
   // Device and inode number as found; for audit messages. {0, 0} for a dead number.
   virtual std::pair<dev_t, ino_t> identity_of(NodeId id) const = 0;
 
+  // What the kernel believes of a file's owner, group, mode and ctime, and so judged an open by. look_up() and adopt() note it by
+  // themselves.
+  virtual void did_tell(NodeId id, const struct stat& attr) = 0;
+  virtual bool is_as_told(NodeId id, const struct stat& attr) const = 0;
   virtual std::uint16_t mount_index_of(NodeId id) const = 0;  // which of the tree's mounts it is in; 0 for a dead number
 
   // The numbers of that inode: none, one, or one for each mount of its file system in the tree.

@@ -207,6 +207,7 @@ class OpenFiles {
   void hand_over(std::unique_ptr<Opening> opening, std::function<void(std::unique_ptr<Opening>)> go_on);
   Result<UniqueFd> open_backing(const Opening& opening, int flags);
   Status prepare(Opening& opening);
+  Status judge(const Opening& opening);
   Status learn_content(Opening& opening);
   Status judge_reading(Opening& opening);
   Status judge_writing(Opening& opening);

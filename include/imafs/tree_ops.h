@@ -1,7 +1,8 @@
 // What a file system does with names and attributes, carried out on the backing tree. Plain types, no
 // libfuse; opens and data are open_files' business.
 //
-// Thread-safe. Every error is the backing file system's own.
+// Thread-safe. Changes are made as the caller (caller_identity.h): the backing file system judges them, by what is true at that
+// moment, and every error is its own.
 #pragma once
 
 #include <sys/stat.h>
@@ -53,9 +54,9 @@ class TreeOps {
   Result<Found> make_node(NodeId parent, const char* name, mode_t mode, dev_t device, const Caller& caller);
   Result<Found> make_directory(NodeId parent, const char* name, mode_t mode, const Caller& caller);
   Result<Found> make_symlink(NodeId parent, const char* name, const char* target, const Caller& caller);
-  Result<Found> make_link(NodeId node, NodeId parent, const char* name);
-  Status unlink(NodeId parent, const char* name);
-  Status remove_directory(NodeId parent, const char* name);
+  Result<Found> make_link(NodeId node, NodeId parent, const char* name, const Caller& caller);
+  Status unlink(NodeId parent, const char* name, const Caller& caller);
+  Status remove_directory(NodeId parent, const char* name, const Caller& caller);
   Status rename(NodeId parent, const char* name, NodeId new_parent, const char* new_name, unsigned flags, const Caller& caller);
 
   // A new file, and the descriptor it was made with (for OpenFiles::Request::created). EEXIST: it was
@@ -67,10 +68,10 @@ class TreeOps {
   Result<Made> create(NodeId parent, const char* name, int flags, mode_t mode, const Caller& caller);
   Result<Made> create_unnamed(NodeId parent, int flags, mode_t mode, const Caller& caller);
 
-  Result<std::size_t> get_xattr(NodeId node, const char* name, std::span<char> out);
+  Result<std::size_t> get_xattr(NodeId node, const char* name, std::span<char> out, const Caller& caller);
   Result<std::size_t> list_xattrs(NodeId node, std::span<char> out, const Caller& caller);
   Status set_xattr(NodeId node, const char* name, std::string_view value, int flags, const Caller& caller);
-  Status remove_xattr(NodeId node, const char* name);
+  Status remove_xattr(NodeId node, const char* name, const Caller& caller);
 
   Result<struct statvfs> statistics(NodeId node);
 
@@ -89,7 +90,7 @@ class TreeOps {
   };
   Result<Target> target_of(NodeId node);
 
-  Status resize(NodeId node, off_t size, std::uint64_t handle);
+  Status resize(NodeId node, int fd, off_t size, std::uint64_t handle, const Caller& caller);
   Status change_owner(int fd, uid_t uid, gid_t gid, const Caller& caller);
   Status change_nothing(NodeId node, int fd, const Caller& caller);
   Result<Made> made(UniqueFd fd, NodeId parent, const char* name, const Caller& caller);
@@ -101,6 +102,6 @@ class TreeOps {
 
 // Clears setuid, setgid and file capabilities of an open file. The kernel asks for it when `writer`, who
 // lacks the privilege to keep them, writes. Setgid without group execute stays if the writer is in the group.
-void kill_privileges(int fd, const Caller& writer);
+Status kill_privileges(int fd, const Caller& writer);
 
 }  // namespace imafs

@@ -20,12 +20,12 @@ class Unreserved {
  public:
   static constexpr uid_t kNobody = 65534;
 
-  explicit Unreserved(uid_t user) : changed_(user != 0 && ::geteuid() == 0) {
-    if (changed_) ::setfsuid(user);
-  }
-  // As nobody, and with the capabilities that go with root's file system id: where the kernel keeps the thread's credentials.
-  Unreserved() : Unreserved(kNobody) {
-    if (changed_) raise_capabilities();
+  // Keeps the capabilities that go with root's file system id: without CAP_FSETID the file system would judge setuid and setgid
+  // bits by a thread that is in none of the writer's groups.
+  explicit Unreserved(uid_t user = kNobody) : changed_(user != 0 && ::geteuid() == 0) {
+    if (!changed_) return;
+    ::setfsuid(user);
+    raise_capabilities();
   }
   ~Unreserved() {
     if (changed_) ::setfsuid(0);  // gives the capabilities back
