@@ -119,11 +119,13 @@ void do_setattr(fuse_req_t request, fuse_ino_t node, struct stat* attr, int what
   if (file) change.handle = file->fh;
   FuseContext& context = context_of(request);
   auto changed = context.ops.set_attr(node, change, caller);
+  tell_twins(context, node);
   if (changed || changed.error().code != EWOULDBLOCK) return reply_attr(request, node, std::move(changed));
   // A lease of somebody else, who may take a minute to give it back.
   context.workers.post(caller.uid, [&context, request, node, change, caller] {
     constexpr std::chrono::milliseconds kAskAgain{10};
     auto later = context.ops.set_attr(node, change, caller);
+    tell_twins(context, node);
     while (!later && later.error().code == EWOULDBLOCK) {
       if (context.files.is_stopping() || is_killed(request)) return refuse(request, EINTR);
       std::this_thread::sleep_for(kAskAgain);
@@ -145,18 +147,21 @@ void do_mknod(fuse_req_t request, fuse_ino_t parent, const char* name, mode_t mo
   if (is_control(parent, name)) return control_make(request, parent, name, mode);
   FuseContext& context = context_of(request);
   reply_entry(request, parent, with_room(context, [&] { return context.ops.make_node(parent, name, mode, device, caller_of(request)); }));
+  tell_twins(context, parent, name);
 }
 
 void do_mkdir(fuse_req_t request, fuse_ino_t parent, const char* name, mode_t mode) {
   if (is_control(parent, name)) return control_make(request, parent, name, S_IFDIR | mode);
   FuseContext& context = context_of(request);
   reply_entry(request, parent, with_room(context, [&] { return context.ops.make_directory(parent, name, mode, caller_of(request)); }));
+  tell_twins(context, parent, name);
 }
 
 void do_symlink(fuse_req_t request, const char* target, fuse_ino_t parent, const char* name) {
   if (is_control(parent, name)) return refuse(request, EPERM);
   FuseContext& context = context_of(request);
   reply_entry(request, parent, with_room(context, [&] { return context.ops.make_symlink(parent, name, target, caller_of(request)); }));
+  tell_twins(context, parent, name);
 }
 
 void do_link(fuse_req_t request, fuse_ino_t node, fuse_ino_t parent, const char* name) {
@@ -167,24 +172,35 @@ void do_link(fuse_req_t request, fuse_ino_t node, fuse_ino_t parent, const char*
   const auto old_name = context.table.name_of(node);
   const auto found = with_room(context, [&] { return context.ops.make_link(node, parent, name, caller_of(request)); });
   reply_entry(request, parent, found);
+  tell_twins(context, parent, name);
+  tell_twins(context, node);
   if (found && old_name) context.expire_name(old_name->first, old_name->second);
 }
 
 void do_unlink(fuse_req_t request, fuse_ino_t parent, const char* name) {
   if (is_control(parent, name)) return refuse(request, EPERM);
-  reply(request, context_of(request).ops.unlink(parent, name, caller_of(request)));
+  FuseContext& context = context_of(request);
+  const auto status = context.ops.unlink(parent, name, caller_of(request));
+  tell_twins(context, parent, name);
+  reply(request, status);
 }
 
 void do_rmdir(fuse_req_t request, fuse_ino_t parent, const char* name) {
   if (is_control(parent, name)) return refuse(request, EPERM);
-  reply(request, context_of(request).ops.remove_directory(parent, name, caller_of(request)));
+  FuseContext& context = context_of(request);
+  const auto status = context.ops.remove_directory(parent, name, caller_of(request));
+  tell_twins(context, parent, name);
+  reply(request, status);
 }
 
 void do_rename(fuse_req_t request, fuse_ino_t parent, const char* name, fuse_ino_t new_parent, const char* new_name,
                unsigned int flags) {
   if (is_control(parent, name) || is_control(new_parent, new_name)) return refuse(request, EPERM);
   FuseContext& context = context_of(request);
-  reply(request, with_room(context, [&] { return context.ops.rename(parent, name, new_parent, new_name, flags, caller_of(request)); }));
+  const auto status = with_room(context, [&] { return context.ops.rename(parent, name, new_parent, new_name, flags, caller_of(request)); });
+  tell_twins(context, parent, name);
+  tell_twins(context, new_parent, new_name);
+  reply(request, status);
 }
 
 void do_statfs(fuse_req_t request, fuse_ino_t node) {
@@ -286,6 +302,7 @@ void do_create(fuse_req_t request, fuse_ino_t parent, const char* name, mode_t m
   // may open what it gets; told ESTALE it looks the name up again and judges an ordinary open.
   if (!made && made.error().code == EEXIST && (file->flags & O_EXCL) == 0) return refuse(request, ESTALE);
   if (!made) return reply_error(request, made.error());
+  tell_twins(context, parent, name);
   const auto entry = entry_of(context, parent, made->found);
   start_open(request, made->found.id, *file, std::move(made->fd), &entry);
 }

@@ -35,6 +35,18 @@ inline void refuse(fuse_req_t request, int code) { fuse_reply_err(request, code)
 inline void reply_error(fuse_req_t request, const Error& error) { fuse_reply_err(request, error.code); }
 inline void reply(fuse_req_t request, const Status& status) { fuse_reply_err(request, status ? 0 : status.error().code); }
 
+// A directory that is mounted at two places of the tree has two numbers, and the watch skips what we do ourselves: what was
+// done at one place the kernel is told of the others.
+inline void tell_twins(FuseContext& context, NodeId node) {
+  for (const NodeId twin : context.table.twins_of(node)) context.files.did_change_flags(twin);
+}
+inline void tell_twins(FuseContext& context, NodeId directory, const char* name) {
+  for (const NodeId twin : context.table.twins_of(directory)) {
+    context.expire_name(twin, name);
+    context.files.did_change_flags(twin);
+  }
+}
+
 // How long the kernel may believe what is said of an inode where changes beside the mount are told. Not for ever: a
 // store into a mapping beside the mount moves times, and nobody tells.
 inline constexpr std::chrono::seconds kWatched{300};

@@ -157,6 +157,13 @@ class Table final : public InodeTable {
     }
     return numbers;
   }
+  std::vector<NodeId> twins_of(NodeId id) const override {
+    if (tree_.mounts() == 1) return {};
+    const auto [device, inode] = identity_of(id);
+    std::vector<NodeId> numbers = numbers_of(device, inode);
+    std::erase(numbers, id);
+    return numbers;
+  }
   std::vector<NodeId> all() const override {
     std::vector<NodeId> numbers;
     const std::lock_guard lock(mutex_);

@@ -71,6 +71,8 @@ class InodeTable {
 
   // The numbers of that inode: none, one, or one for each mount of its file system in the tree.
   virtual std::vector<NodeId> numbers_of(dev_t device, ino_t inode) const = 0;
+  // The other numbers of the same inode: its other places in the tree.
+  virtual std::vector<NodeId> twins_of(NodeId id) const = 0;
   virtual std::vector<NodeId> all() const = 0;
   // Whether it is that file or directory, or one below that directory.
   virtual bool is_inside(NodeId id, dev_t device, ino_t inode) const = 0;

@@ -135,6 +135,34 @@ class MountFlags(unittest.TestCase):
             self.assertEqual(seen_within(lambda: attempt(lambda: os.getxattr(path, 'security.capability')), 'ENODATA', 10), 'ENODATA')
 
 
+class OneDirectoryAtTwoPlaces(unittest.TestCase):
+    def test_what_changes_at_one_place_shows_at_the_other(self):
+        with Mount('--tpm', 'none') as mount:
+            first, second = (f'{mount.backing}/{name}' for name in ('first', 'second'))
+            os.mkdir(first)
+            os.mkdir(second)
+            subprocess.run(['mount', '--bind', first, second], check=True)
+            self.addCleanup(subprocess.run, ['umount', '-l', second], stderr=subprocess.DEVNULL)
+            mount.stop()
+            mount.start()
+            above, twin = mount.path + '/first', mount.path + '/second'
+            for name in ('gone', 'changed', 'moved'):
+                with open(f'{above}/{name}', 'w') as file:
+                    file.write('data')
+
+            def look(directory):
+                return [(name, attempt(lambda: oct(os.stat(f'{directory}/{name}').st_mode))) for name in ('new', 'gone', 'changed', 'moved', 'here')], \
+                    sorted(os.listdir(directory))
+            look(twin)
+            os.mkdir(above + '/new')
+            os.unlink(above + '/gone')
+            os.chmod(above + '/changed', 0o600)
+            os.rename(above + '/moved', above + '/here')
+            self.assertEqual(seen_within(lambda: look(twin), look(first), 2), look(first))
+            mount.stop()
+            subprocess.run(['umount', '-l', second], check=True)
+
+
 class MountFlagsWithoutPassthrough(MountFlags):
     options = ('--tpm', 'none', '--no-passthrough')
 
