@@ -183,6 +183,7 @@ struct KeptLog {
   std::string name;
   Verification result;
   ExpectedPcrs end;  // what its end-pcrs say; empty for the live one
+  bool has_tpm = false;
 };
 
 std::vector<DecodedRecord> as_records(JournalRead journal, std::size_t digest_bytes) {
@@ -215,6 +216,7 @@ Result<KeptLog> verify_kept(const std::string& directory, std::string name, cons
   const ExpectedPcrs base = journal->base;
   VerifyDemands demands;
   demands.pcrs = {journal->pcr};
+  kept.has_tpm = journal->has_tpm;
   const bool follows = journal->trimmed > 0;
   const std::size_t digest_bytes = journal->kept.empty() ? digest_size(HashAlgorithm::kSha1) : digest_size(journal->kept[0]);
   kept.result = verify_log(as_records(std::move(*journal), digest_bytes), digest_bytes,
@@ -236,10 +238,10 @@ ExitCode verify_state(const VerifyOptions& options) {
     logs.push_back(std::move(*kept));
     return {};
   };
-  for (unsigned number = 1;; ++number) {
-    const std::string name = "archive/" + std::to_string(number);
-    if (::access((options.state + "/" + name).c_str(), F_OK) != 0) break;
-    if (auto added = add(name); !added) return could_not_check(added.error());
+  const auto numbers = archive_numbers(options.state);
+  if (!numbers) return could_not_check(numbers.error());
+  for (const unsigned number : *numbers) {
+    if (auto added = add("archive/" + std::to_string(number)); !added) return could_not_check(added.error());
   }
   if (::access((options.state + "/journal").c_str(), F_OK) == 0) {
     if (auto added = add("journal"); !added) return could_not_check(added.error());
@@ -248,9 +250,10 @@ ExitCode verify_state(const VerifyOptions& options) {
   Verdict worst = Verdict::kVerified;
   nlohmann::ordered_json json = nlohmann::ordered_json::array();
   for (const KeptLog& log : logs) {
-    const bool is_live = log.name == "journal" && log.result.verdict == Verdict::kNotChecked;
+    // The live log, which its TPM has to judge, and one that never had a TPM.
+    const bool has_no_end = (log.name == "journal" || !log.has_tpm) && log.result.verdict == Verdict::kNotChecked;
     if (log.result.verdict == Verdict::kMismatch) worst = Verdict::kMismatch;
-    if (log.result.verdict == Verdict::kNotChecked && !is_live && worst == Verdict::kVerified) worst = Verdict::kNotChecked;
+    if (log.result.verdict == Verdict::kNotChecked && !has_no_end && worst == Verdict::kVerified) worst = Verdict::kNotChecked;
     if (options.json) {
       json.push_back(to_json(log.result));
       json.back()["log"] = log.name;

@@ -11,6 +11,8 @@ namespace {
 constexpr std::uint64_t kForeignCheckEvery = 64;  // entries
 constexpr auto kQuiet = std::chrono::milliseconds(20);  // a TPM cannot be reset unseen in less: a command would fail
 constexpr std::size_t kReadChunk = 256 * 1024;
+constexpr auto kLastChanceAfter = std::chrono::minutes(1);  // at the end: a TPM that hung since is not waited for once more
+constexpr auto kShareFault = std::chrono::seconds(2);  // for a violation: how long a TPM that did not answer is not asked again
 
 std::vector<Bank> with_sha1(std::vector<Bank> banks) {
   const Bank sha1 = Bank::of(HashAlgorithm::kSha1);
@@ -35,6 +37,21 @@ Log::Log(LogOptions options, PcrExtender* tpm)
   const auto found = std::find(digest_banks_.begin(), digest_banks_.end(), of_file);
   dedupe_digest_ = static_cast<std::size_t>(found - digest_banks_.begin());
   if (found == digest_banks_.end()) digest_banks_.push_back(of_file);
+}
+
+Log::~Log() {
+  {
+    const std::lock_guard lock(keeper_mutex_);
+    keeper_stops_ = true;
+  }
+  keeper_changed_.notify_all();
+  if (keeper_.joinable()) keeper_.join();
+  // The last chance for violations that could not be written.
+  const std::lock_guard order(order_);
+  arrived_ = std::chrono::steady_clock::now();
+  const bool may_answer = last_slow_fault_ + kLastChanceAfter < arrived_;
+  if (journal_ && !halted_ && (!owed_.empty() || pending_ || !missing_.empty()) && may_answer && settle()) (void)write_owed();
+  if (journal_) journal_->give_back_room();
 }
 
 BankValues Log::first_value(std::uint32_t pcr) const {
@@ -66,25 +83,43 @@ Result<Appended> Log::fail_append(Error error) {
 }
 
 Result<Appended> Log::append(const LogEntry& entry, const AskOrigin& origin) {
+  const auto arrived = std::chrono::steady_clock::now();
   const Prepared prepared = prepare(entry);
   std::unique_lock order(order_);
-  if (entry.is_violation) ++violations_;
+  arrived_ = arrived;
+  // Who breaks a lease waits for the violation. One that cannot be stored is kept, so it need not wait for a TPM that was
+  // just seen not to answer.
+  if (entry.is_violation) {
+    ++violations_;
+    if (last_slow_fault_ + kShareFault > arrived) arrived_ = last_slow_fault_ - std::chrono::nanoseconds(1);
+  }
+  const std::uint64_t count = count_;
   // A TPM that nobody spoke to for a while may have been reset, or extended by somebody else.
-  if (std::chrono::steady_clock::now() - last_contact_ > kQuiet) (void)compare_with_tpm();
+  if (!has_failed_since_arrival() && std::chrono::steady_clock::now() - last_contact_ > kQuiet) (void)compare_with_tpm();
   const std::uint32_t before = generation_;
   auto appended = append_in_order(prepared, origin);
-  // A new log began instead: there the entry is new.
-  if (!appended && generation_ != before) appended = append_in_order(prepared, origin);
-  if (!appended || *appended == Appended::kDuplicate) return appended;
-  if (++appended_since_check_ >= kForeignCheckEvery) (void)compare_with_tpm();
+  // A new log began instead: there the entry is new. A violation is among those that are owed to it.
+  if (!appended && generation_ != before) {
+    if (!entry.is_violation) {
+      appended = append_in_order(prepared, origin);
+    } else if (write_opening() && write_owed()) {
+      appended = Appended::kLogged;
+    }
+  }
+  if (appended == Appended::kLogged && ++appended_since_check_ >= kForeignCheckEvery) (void)compare_with_tpm();
+  const bool grew = count_ != count || generation_ != before;
   order.unlock();
+  if (grew) tell_growth();
+  return appended;
+}
+
+void Log::tell_growth() {
   std::vector<std::function<void()>> callbacks;
   {
     const std::lock_guard lock(health_mutex_);
     callbacks = growth_;
   }
   for (const auto& callback : callbacks) callback();
-  return Appended::kLogged;
 }
 
 Log::Prepared Log::prepare(const LogEntry& entry) const {
@@ -95,38 +130,55 @@ Log::Prepared Log::prepare(const LogEntry& entry) const {
 
 Result<Appended> Log::append_in_order(const Prepared& prepared, const AskOrigin& origin) {
   const LogEntry& entry = prepared.entry;
-  if (auto settled = settle(); !settled) {
-    if (!options_.continue_on_tpm_error || pending_) return fail_append({EIO, settled.error().what});
+  if (halted_) (void)undo_change();
+  Status ready = halted_ ? Status(fail(*halted_)) : settle();
+  if (ready) ready = write_opening();
+  if (ready) ready = write_owed();
+  if (!ready && (!options_.continue_on_tpm_error || pending_ || opening_due_ || !owed_.empty() || !journal_)) {
+    if (entry.is_violation) keep_violation(prepared, origin());
+    return fail_append(ready.error());
   }
-  if (!journal_) return fail_append({EIO, "there is no journal to write to"});
+  if (!journal_) {
+    if (entry.is_violation) keep_violation(prepared, origin());
+    return fail_append({EIO, "there is no journal to write to"});
+  }
   const bool may_repeat = entry.is_violation || !options_.dedupe;
   if (!may_repeat && index_.has(prepared.key)) return Appended::kDuplicate;
+  if (tpm_ && has_failed_since_arrival() && !options_.continue_on_tpm_error) {
+    if (entry.is_violation) keep_violation(prepared, origin());
+    return fail_append(slow_fault_);
+  }
+  if (auto begun = begin_pcr(entry.pcr); !begun) {
+    if (entry.is_violation) keep_violation(prepared, origin());
+    return fail_append(begun.error());
+  }
 
-  const auto frame =
-      journal_->append(static_cast<std::uint8_t>(FrameKind::kEntry), encode_journal_entry(entry, origin(), prepared.digests));
-  if (!frame) return fail(frame.error());
-  pending_ = Pending{*frame, prepared};
+  const EntryOrigin from = origin();
+  const auto frame = journal_->append(static_cast<std::uint8_t>(FrameKind::kEntry), encode_journal_entry(entry, from, prepared.digests));
+  if (!frame) {
+    if (entry.is_violation) keep_violation(prepared, from);
+    return fail(frame.error());
+  }
+  pending_ = Pending{*frame, prepared, from};
   if (auto reached = extend_pending(); !reached) {
     if (!pending_) return fail({EIO, reached.error().what});  // settled: taken back, or a new log began
-    if (!options_.continue_on_tpm_error) return fail_append({EIO, reached.error().what});
+    if (!options_.continue_on_tpm_error && !entry.is_violation) return fail_append({EIO, reached.error().what});
     // The entry stands in the log and not in the PCR: said in the journal, before anything follows.
-    if (missing_.empty()) {
-      Bytes index;
-      append_le64(index, count_);
-      if (auto said = journal_->append(static_cast<std::uint8_t>(FrameKind::kGap), index); !said) {
-        // A start would find entries that it cannot explain: this one is denied, and settled as without `continue`.
-        return fail_append({said.error().code, said.error().what});
-      }
+    if (auto said = leave_gap(); !said) {
+      // A start would find entries that it cannot explain: this one is denied. One of a violation stays, as the last one.
+      tell_owed();
+      return fail_append({said.error().code, said.error().what});
     }
-    if (entry.pcr < kTpmPcrs) missing_.emplace_back(entry.pcr, prepared.extended);
-    publish(*frame, entry);
-    pending_.reset();
+    if (entry.is_violation) {
+      in_gap_.push_back({prepared, from});
+      owed_keys_.insert(owed_key(prepared));
+    }
+    tell_owed();
     set_health([&](TpmHealth& health) {
       health.ok = false;
       health.message = reached.error().what;
-      if (!health.first_missing) health.first_missing = count_ - 1;
-      health.missing_extends = missing_.size();
     });
+    if (!options_.continue_on_tpm_error) return fail({EIO, reached.error().what});
   }
   if (!may_repeat) index_.remember(prepared.key);
   last_contact_ = std::chrono::steady_clock::now();
@@ -137,156 +189,6 @@ void Log::publish(std::uint64_t frame, const LogEntry& entry) {
   const std::unique_lock lock(index_mutex_);
   index_.add(frame, view_sizes_of(entry));
   ++count_;
-}
-
-// Extends what is written. A fault leaves it open whether the TPM took it: settle() asks.
-Status Log::extend_pending() {
-  const Prepared& prepared = pending_->prepared;
-  const std::uint32_t pcr = prepared.entry.pcr;
-  if (tpm_ && pcr < kTpmPcrs) {
-    if (!missing_.empty()) return fail(EIO, health_.message);
-    {
-      const std::unique_lock lock(index_mutex_);
-      (void)pcr_slot(pcr);
-    }
-    const auto start = std::chrono::steady_clock::now();
-    auto extended = tpm_->extend(pcr, prepared.extended);
-    ++extends_;
-    extend_ns_ += static_cast<std::uint64_t>(std::chrono::nanoseconds(std::chrono::steady_clock::now() - start).count());
-    if (!extended) {
-      if (auto settled = settle(); !settled) return fail(extended.error());
-      // It was taken back or it was done: when it was taken back, this entry has not happened.
-      if (settled_by_cut_) return fail(extended.error());
-      return {};
-    }
-    const std::unique_lock lock(index_mutex_);
-    pcrs_[pcr] = folded(pcr, prepared.extended);
-  }
-  publish(pending_->frame, prepared.entry);
-  pending_.reset();
-  return {};
-}
-
-// After a fault: reads the PCR to learn what happened, and makes journal and PCR agree again.
-Status Log::settle() {
-  settled_by_cut_ = false;
-  if (!tpm_) return {};
-  if (!journal_) return begin_anew();
-  if (!pending_ && missing_.empty()) return {};
-  if (auto connected = tpm_->reconnect(); !connected) return connected;
-  const auto was_reset = tpm_was_reset();
-  if (!was_reset) return fail(was_reset.error());
-  if (*was_reset) return begin_anew();
-  if (pending_) {
-    if (auto settled = settle_pending(); !settled) return settled;
-  }
-  while (!missing_.empty()) {
-    const auto& [index, values] = missing_.front();
-    // Of the command that failed nobody knows whether it was carried out: the PCR does.
-    const auto now = tpm_->read(index);
-    if (!now) return fail(now.error());
-    BankValues after;
-    {
-      const std::unique_lock lock(index_mutex_);
-      (void)pcr_slot(index);
-      after = folded(index, values);
-    }
-    if (*now != after) {
-      if (auto extended = tpm_->extend(index, values); !extended) return extended;
-    }
-    const std::unique_lock lock(index_mutex_);
-    pcrs_[index] = std::move(after);
-    missing_.pop_front();
-    if (missing_.empty()) (void)journal_->append(static_cast<std::uint8_t>(FrameKind::kClosed), {});
-  }
-  set_health([](TpmHealth& health) {
-    const bool foreign = health.foreign_extend;
-    health = TpmHealth{};
-    health.foreign_extend = foreign;
-  });
-  return {};
-}
-
-Status Log::settle_pending() {
-  const std::uint32_t pcr = pending_->prepared.entry.pcr;
-  const auto now = tpm_->read(pcr);
-  if (!now) return fail(now.error());
-  if (*now == folded(pcr, pending_->prepared.extended)) {
-    {
-      const std::unique_lock lock(index_mutex_);
-      pcrs_[pcr] = *now;
-    }
-    publish(pending_->frame, pending_->prepared.entry);
-    index_.remember(pending_->prepared.key);
-  } else if (*now == pcrs_.at(pcr)) {
-    if (auto cut = journal_->cut(pending_->frame); !cut) return cut;
-    settled_by_cut_ = true;
-  } else {
-    set_health([](TpmHealth& health) { health.foreign_extend = true; });
-    return fail(EIO, "PCR " + std::to_string(pcr) + " holds something that is not from this log");
-  }
-  pending_.reset();
-  return {};
-}
-
-Result<bool> Log::tpm_was_reset() const {
-  const auto clock = tpm_->clock();
-  if (!clock) return fail(clock.error());
-  return clock->reset_count != header_.reset_count;
-}
-
-// The TPM was reset under us: its PCRs hold nothing of this log any more. The log is archived with the values it
-// replays to, and a new one begins as that of a new boot does.
-Status Log::begin_anew() {
-  if (journal_) {
-    if (pending_) {
-      if (auto cut = journal_->cut(pending_->frame); !cut) return cut;
-      pending_.reset();
-    }
-    if (auto kept = archive("the TPM was reset"); !kept) return kept;
-  }
-  {
-    const std::unique_lock lock(index_mutex_);
-    start_.kind = LogStart::Kind::kArchivedReboot;
-    if (auto created = create_new(); !created) {
-      journal_.reset();
-      return created;
-    }
-    ++generation_;
-  }
-  set_health([](TpmHealth& health) { health = TpmHealth{}; });
-  if (opening_) {
-    const auto entries = opening_();
-    if (!entries) return fail(entries.error());
-    for (const LogEntry& entry : *entries) {
-      if (auto appended = append_in_order(prepare(entry), own_origin); !appended) return fail(appended.error());
-    }
-  }
-  settled_by_cut_ = true;
-  return {};
-}
-
-Status Log::compare_with_tpm() {
-  appended_since_check_ = 0;
-  last_contact_ = std::chrono::steady_clock::now();
-  if (!tpm_) return {};
-  if (auto settled = settle(); !settled) return settled;
-  for (const auto& [pcr, value] : replayed()) {
-    auto now = tpm_->read(pcr);
-    if (!now && tpm_->reconnect()) now = tpm_->read(pcr);
-    if (!now) return fail(now.error());
-    if (*now == value) continue;
-    const auto was_reset = tpm_was_reset();
-    if (!was_reset) return fail(was_reset.error());
-    if (*was_reset) return begin_anew();
-    const std::string what = "PCR " + std::to_string(pcr) + " of the " + tpm_->description() + " was extended by somebody else";
-    set_health([&](TpmHealth& health) {
-      health.foreign_extend = true;
-      health.message = what;
-    });
-    return fail(EBADMSG, what);
-  }
-  return {};
 }
 
 // ---- views ----
@@ -300,6 +202,7 @@ Result<std::size_t> Log::read_view(LogView view, std::uint64_t offset, std::span
   {
     const std::shared_lock lock(index_mutex_);
     journal = journal_;
+    if (!journal) return fail(EIO, "the old log is archived, and a new one could not be begun yet");
     if (offset >= index_.view_size(view.form, digest_size)) return std::size_t{0};
     const std::uint64_t first = index_.entry_at(view.form, digest_size, offset);
     frame = index_[first].frame;
@@ -325,6 +228,7 @@ Result<std::size_t> Log::read_view(LogView view, std::uint64_t offset, std::span
       const auto decoded = decode_journal_entry(next->payload);
       if (!decoded) return fail(decoded.error());
       --left;
+      if (decoded->digests.size() < digest_at + digest_size) return fail(EBADMSG, "an entry of the journal lacks a digest");
       const ByteView digest = decoded->digests.subspan(digest_at, digest_size);
       std::string_view whole;
       if (view.form == LogView::Form::kAscii) {
@@ -342,7 +246,11 @@ Result<std::size_t> Log::read_view(LogView view, std::uint64_t offset, std::span
       std::copy_n(wanted.begin(), size, out.begin() + static_cast<std::ptrdiff_t>(done));
       done += size;
     }
-    if (!progress) chunk.resize(chunk.size() * 2);  // a frame larger than the chunk
+    if (progress) continue;
+    // A frame larger than the chunk, or a journal that somebody has cut or damaged behind our back.
+    const bool is_all = *got < chunk.size() || chunk.size() >= LogJournal::kMaxPayload + LogJournal::kFrameOverhead;
+    if (is_all) return fail(EBADMSG, "the journal was changed: entry at byte " + std::to_string(frame) + " is not whole");
+    chunk.resize(std::min(chunk.size() * 2, LogJournal::kMaxPayload + LogJournal::kFrameOverhead));
   }
   return done;
 }

@@ -36,6 +36,7 @@ namespace imafs {
 namespace {
 
 constexpr std::size_t kMaxPolicyFile = 64 << 20;
+constexpr std::chrono::milliseconds kTpmLook{250};  // who reads status or metrics waits no longer for the TPM
 constexpr auto kEndOfOthers = std::chrono::seconds(3);  // how long an unmounted daemon may take to end
 
 tl::unexpected<Failure> refuse(ExitCode code, std::string sentence) {
@@ -94,6 +95,12 @@ struct Helpers {
   std::unique_ptr<Launcher> looker;
 };
 
+// A private TPM has its state on the disk, too: what is wrong there is said as it is.
+ExitCode code_of_tpm(int code) {
+  if (code == ENOENT) return ExitCode::kNoSwtpm;
+  return code == ENOSPC || code == EDQUOT || code == EROFS || code == EACCES ? ExitCode::kState : ExitCode::kTpm;
+}
+
 // Everything a mount is made of, in the order it is built; it is taken down the other way round.
 class Mount {
  public:
@@ -141,7 +148,7 @@ tl::expected<void, Failure> Mount::open_log() {
   state_lock_ = std::make_shared<LogLock>(std::move(*lock));
   const auto is_ours = [&](PcrExtender& tpm) { return journal_fits(config_.state, tpm); };
   auto selected = select_tpm(config_.tpm, config_.pcr, config_.state + "/tpm", is_ours, programs());
-  if (!selected) return refuse(selected.error().code == ENOENT ? ExitCode::kNoSwtpm : ExitCode::kTpm, selected.error().what);
+  if (!selected) return refuse(code_of_tpm(selected.error().code), selected.error().what);
   tpm_ = std::move(*selected);
 
   LogOptions options;
@@ -190,7 +197,7 @@ tl::expected<void, Failure> Mount::measure_start() {
   if (!entries) return refuse(ExitCode::kTpm, entries.error().what);
   if (!log_->start().needs_boot_aggregate) entries->erase(entries->begin());
   for (const LogEntry& entry : *entries) {
-    if (auto stored = log_->append(entry, own_origin); !stored) return refuse(ExitCode::kTpm, stored.error().what);
+    if (auto stored = log_->append(entry, own_origin); !stored) return refuse(code_of_log(stored.error().code), stored.error().what);
   }
   log_->begin_new_logs_with([this] { return opening_entries(); });
   return {};
@@ -320,16 +327,15 @@ StatusReport Mount::report() const {
   report.tpm.description = tpm_.extender ? tpm_.extender->description() : "none";
   report.tpm.why = tpm_.reason;
   if (tpm_.extender) {
-    (void)log_->check_tpm();
+    TpmReading reading = log_->look_at_tpm(kTpmLook);
     report.tpm.banks = tpm_.extender->banks();
     report.tpm.replayed = log_->replayed();
-    for (const auto& [pcr, value] : report.tpm.replayed) {
-      const auto read = tpm_.extender->read(pcr);
-      if (read) report.tpm.read[pcr] = *read;
-      if (!read) report.tpm.read_error = read.error().what;
-    }
+    report.tpm.read = std::move(reading.pcrs);
+    report.tpm.read_error = std::move(reading.error);
+    if (reading.late) report.tpm.read_error = "the TPM has not answered for " + std::to_string(kTpmLook.count()) + " ms: these are older values";
   }
   report.tpm.health = log_->tpm_health();
+  report.room = log_->room();
   report.counters = {{"imafs_tpm_extends_total", "TPM2_PCR_Extend commands.", report.tpm.health.extends},
                      {"imafs_tpm_extend_microseconds_total", "Time these took.", report.tpm.health.extend_ns / 1000}};
   report.entries = log_->count();

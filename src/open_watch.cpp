@@ -160,6 +160,7 @@ void OpenFiles::note_writer_beside(File& file, bool is_read) {
     record.was_written_beside();
   });
   if (!emit || store_violation(file, Violation::kToMToU, Requester{}, table_.path_of(file.node, 0))) return;
+  // The log keeps it, and stores it before anything else.
   bool first = false;
   cache_.with(file.node, [&](FileRecord& record) { first = record.owe_violation(); });
   if (first) ++owed_violations_;
@@ -171,7 +172,7 @@ Status OpenFiles::log_owed_violation(File& file) {
   bool owed = false;
   cache_.with_existing(file.node, [&](FileRecord& record) { owed = record.owes_violation(); });
   if (!owed) return {};
-  if (auto stored = store_violation(file, Violation::kToMToU, Requester{}, table_.path_of(file.node, 0)); !stored) return stored;
+  if (auto stored = gate_.store_owed(); !stored) return stored;
   cache_.with(file.node, [](FileRecord& record) { record.paid_violation(); });
   --owed_violations_;
   return {};

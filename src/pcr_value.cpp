@@ -25,6 +25,14 @@ void extend_pcr(const std::vector<Bank>& banks, BankValues& value, const BankVal
   }
 }
 
+bool same_values(const std::vector<Bank>& banks, const BankValues& one, const BankValues& other) {
+  if (one.size() != banks.size() || other.size() != banks.size()) return false;
+  for (std::size_t i = 0; i < banks.size(); ++i) {
+    if (banks[i].hash && one[i] != other[i]) return false;
+  }
+  return true;
+}
+
 Result<Digest> boot_aggregate(PcrExtender* tpm, HashAlgorithm file_hash) {
   if (!tpm) return Digest::zero(file_hash);
   const std::vector<Bank>& banks = tpm->banks();

@@ -101,6 +101,7 @@ Json tpm_json(const StatusReport::Tpm& tpm) {
   json["first_missing"] = tpm.health.first_missing ? Json(*tpm.health.first_missing) : Json();
   json["banks"] = Json::array();
   for (const Bank& bank : tpm.banks) json["banks"].push_back(name_of(bank));
+  json["owed_violations"] = tpm.health.owed_violations;
   json["read_error"] = tpm.read_error;
   json["pcrs"] = pcrs_json(tpm);
   return json;
@@ -155,6 +156,12 @@ std::vector<StatusReport::Degradation> all_degradations(const StatusReport& repo
     if (health.first_missing)
       why += ", the first of them is entry " + std::to_string(*health.first_missing);
     all.push_back({"missing-extends", std::move(why)});
+  }
+  if (health.owed_violations > 0) {
+    all.push_back({"violations-owed", std::to_string(health.owed_violations) + " violations are not in the PCR yet; until they are, no new entry is"});
+  }
+  if (report.room.in_use) {
+    all.push_back({"log-room", "the disk is full: " + std::to_string(report.room.bytes) + " bytes are left for the log"});
   }
   if (!report.policy) return all;
   if (const auto hooks = idle_hooks(*report.policy); !hooks.empty()) {
@@ -220,6 +227,8 @@ std::string to_prometheus(const StatusReport& report) {
   single("imafs_missing_extends", "Entries in the log that did not reach the PCR.",
          health.missing_extends);
 
+  single("imafs_owed_violations", "Violations that are not in the PCR yet.", health.owed_violations);
+  single("imafs_log_room_bytes", "Bytes allocated for entries to come.", report.room.bytes);
   const auto degraded = all_degradations(report);
   single("imafs_degraded", "How many promises are not kept in full; status says which.",
          degraded.size());

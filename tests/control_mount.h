@@ -41,7 +41,10 @@ class FakeLog final : public MeasurementLog {
   }
   std::map<std::uint32_t, BankValues> replayed() const override { return {}; }
   std::string base() const override { return ""; }
+  Status store_owed() override { return {}; }
   Status check_tpm() override { return {}; }
+  TpmReading look_at_tpm(std::chrono::milliseconds) override { return {}; }
+  LogRoom room() const override { return {}; }
   void begin_new_logs_with(Opening) override {}
   std::uint32_t generation() const override { return 0; }
   Result<std::string> trim(std::uint64_t count) override {

@@ -47,6 +47,15 @@ class FaultyPcrExtender final : public PcrExtender {
     count_ = count;
   }
 
+  // The n-th call from now on of any of these, or of one, fails once; 0: none does. An extend before or after its effect.
+  enum class Call { kAny, kExtend, kRead, kClock, kReconnect };
+  void fail_call(Call call, unsigned n, Fault how = Fault::kBeforeEffect) {
+    call_ = call;
+    left_ = n;
+    how_ = how;
+  }
+  bool has_failed_call() const { return left_ == 0; }
+
   const std::vector<Bank>& banks() const override { return tpm_->banks; }
   std::string identity() const override { return tpm_->name; }
   std::string description() const override { return tpm_->name; }
@@ -54,7 +63,7 @@ class FaultyPcrExtender final : public PcrExtender {
   Status extend(std::uint32_t pcr, const BankValues& values) override {
     const std::lock_guard lock(mutex_);
     if (lost_) return fail(EIO, "the connection is lost");
-    const Fault fault = take_fault();
+    const Fault fault = is_its_turn(Call::kExtend) ? how_ : take_fault();
     if (fault == Fault::kBeforeEffect || fault == Fault::kGone) {
       lost_ = true;
       return fail(EIO, "refused");
@@ -70,22 +79,28 @@ class FaultyPcrExtender final : public PcrExtender {
   Result<BankValues> read(std::uint32_t pcr) override {
     const std::lock_guard lock(mutex_);
     ++tpm_->reads;
+    lost_ |= is_its_turn(Call::kRead);
     if (fault_ == Fault::kGone || lost_) return fail(EIO, "the TPM is gone");
     return tpm_->pcr(pcr);
   }
   Result<TpmClock> clock() override {
     const std::lock_guard lock(mutex_);
+    lost_ |= is_its_turn(Call::kClock);
     if (fault_ == Fault::kGone || lost_) return fail(EIO, "the TPM is gone");
     return TpmClock{tpm_->resets, 0, 0};
   }
   Status reconnect() override {
     const std::lock_guard lock(mutex_);
-    if (fault_ == Fault::kGone) return fail(EIO, "the TPM is gone");
+    if (fault_ == Fault::kGone || is_its_turn(Call::kReconnect)) return fail(EIO, "the TPM is gone");
     lost_ = false;
     return {};
   }
 
  private:
+  bool is_its_turn(Call call) {
+    if (left_ == 0 || (call_ != Call::kAny && call_ != call)) return false;
+    return --left_ == 0;
+  }
   Fault take_fault() {
     if (fault_ == Fault::kGone) return fault_;
     if (count_ == 0) return Fault::kNone;
@@ -97,6 +112,9 @@ class FaultyPcrExtender final : public PcrExtender {
   std::mutex mutex_;
   Fault fault_ = Fault::kNone;
   unsigned count_ = 0;
+  Call call_ = Call::kAny;
+  unsigned left_ = 0;
+  Fault how_ = Fault::kBeforeEffect;
   bool lost_ = false;
 };
 

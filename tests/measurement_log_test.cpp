@@ -12,7 +12,7 @@
 #include <thread>
 #include <unistd.h>
 
-#include "faulty_pcr_extender.h"
+#include "log_world.h"
 #include "imafs/journal_reader.h"
 #include "imafs/log_codec.h"
 #include "imafs/log_journal.h"
@@ -20,92 +20,8 @@
 #include "imafs/verifier.h"
 
 namespace imafs {
-namespace {
 
 namespace fs = std::filesystem;
-
-class Scratch {
- public:
-  Scratch() {
-    std::string name = (fs::temp_directory_path() / "imafs-log-XXXXXX").string();
-    path_ = ::mkdtemp(name.data());
-  }
-  ~Scratch() { fs::remove_all(path_); }
-  const std::string& path() const { return path_; }
-
- private:
-  std::string path_;
-};
-
-LogEntry entry_for(const std::string& name) {
-  EntryFacts facts;
-  facts.file_digest = hash_of(HashAlgorithm::kSha256, as_bytes(name));
-  facts.name = "/" + name;
-  return make_entry(*find_builtin_template("ima-ng"), 10, facts);
-}
-
-LogEntry violation_for(const std::string& name) {
-  EntryFacts facts;
-  facts.name = "/" + name;
-  return make_violation(*find_builtin_template("ima-ng"), 10, HashAlgorithm::kSha256, facts);
-}
-
-// A TPM and a state directory that outlive the daemons which use them. Each world has its own TPM identity.
-struct World {
-  Scratch state;
-  std::shared_ptr<SoftwareTpm> tpm = std::make_shared<SoftwareTpm>();
-  std::unique_ptr<FaultyPcrExtender> extender;
-  std::unique_ptr<MeasurementLog> log;
-
-  World() { tpm->name = state.path(); }
-
-  Status start(const std::function<void(LogOptions&)>& change = {}) {
-    log.reset();
-    extender = std::make_unique<FaultyPcrExtender>(tpm);
-    LogOptions options;
-    options.state_directory = state.path();
-    if (change) change(options);
-    auto opened = MeasurementLog::open(options, extender.get());
-    if (!opened) return fail(opened.error());
-    log = std::move(*opened);
-    return {};
-  }
-  Result<Appended> append(const std::string& name) { return log->append(entry_for(name), own_origin); }
-
-  std::string view(LogView::Form form, std::size_t bank) const {
-    std::string text;
-    std::vector<char> part(777);
-    for (;;) {
-      const auto got = log->read_view({form, bank}, text.size(), part);
-      REQUIRE(got);
-      if (*got == 0) return text;
-      text.append(part.data(), *got);
-    }
-  }
-  std::vector<std::string> names() const {
-    std::vector<std::string> found;
-    const auto records = decode_log(as_bytes(view(LogView::Form::kBinary, 0)), 20);
-    REQUIRE(records);
-    for (const DecodedRecord& record : *records) found.push_back(std::string(as_text(record.entry.values[1])).substr(1));
-    for (std::string& name : found) name.pop_back();
-    return found;
-  }
-  // The judge: the log as its readers see it, folded by the verifier, against the PCR.
-  bool replays() const {
-    ExpectedPcrs pcrs;
-    for (const auto& [index, values] : tpm->pcrs) {
-      for (std::size_t i = 0; i < tpm->banks.size(); ++i) pcrs[name_of(tpm->banks[i])][index] = values[i];
-    }
-    const auto records = decode_log(as_bytes(view(LogView::Form::kBinary, 0)), 20);
-    REQUIRE(records);
-    const auto base = parse_pcr_values(log->base(), "base");
-    REQUIRE(base);
-    return verify_log(*records, 20, tpm->banks, pcrs, *base).verdict == Verdict::kVerified;
-  }
-  std::string journal() const { return state.path() + "/journal/journal.000001"; }
-};
-
-}  // namespace
 
 TEST_CASE("an entry is logged and extended once, a violation each time") {
   World world;

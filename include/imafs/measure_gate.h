@@ -111,6 +111,8 @@ class MeasureGate {
   Status store_measurement(const MeasureOrder& order, const Collected& collected, const NamedFile& file,
                            const Requester& requester);
   Status store_violation(Violation violation, const NamedFile& file, const Requester& requester);
+  // Whether all violations are stored that the log had to keep: MeasurementLog::store_owed().
+  Status store_owed() { return log_.store_owed(); }
 
   // Entries without a file. What a log begins with, for the caller to append:
   // `legacy`: the sha1 value for field d; zeros without one.

@@ -75,8 +75,23 @@ struct TpmHealth {
   std::string message;
   std::uint64_t missing_extends = 0;  // entries logged but not extended (--tpm-error continue)
   std::optional<std::uint64_t> first_missing;  // index of the first of them
+  // Violations that are not in the PCR yet: they come first when the TPM or the disk is back.
+  std::uint64_t owed_violations = 0;
   std::uint64_t extends = 0;                   // of this mount's entries, and how long they took together
   std::uint64_t extend_ns = 0;
+};
+
+// What the PCRs held when they were last read.
+struct TpmReading {
+  std::map<std::uint32_t, BankValues> pcrs;
+  std::string error;  // why they could not be read the last time; empty: they could
+  bool late = false;  // the TPM did not answer in time: the values are older than the question
+};
+
+// Bytes that can still be logged when the file system of the state directory is full. `in_use`: it is full now.
+struct LogRoom {
+  std::uint64_t bytes = 0;
+  bool in_use = false;
 };
 
 // Whether the journal in `state_directory` was made with this TPM, since its last reset. Changes nothing.
@@ -95,7 +110,16 @@ class MeasurementLog {
   // Success: the entry stands in journal, PCR and list (or a duplicate of it does).
   // With an error it stands in none of them for good: ENOSPC, EROFS, EIO of the journal, EIO of
   // the TPM. Violations skip the duplicate check. `origin` is called with the ORDER lock held: it must not append.
+  //
+  // A violation is never lost: with an error it is kept, in the journal if that can be written and else in memory, and comes
+  // before anything else once TPM and disk are back. Until then every entry that is new is refused. While one is kept, equal
+  // ones add nothing. The log tries by itself every few seconds.
+  //
+  // A TPM that does not answer costs its time limit once: who waited for the same command gets the same error.
   virtual Result<Appended> append(const LogEntry& entry, const AskOrigin& origin) = 0;
+
+  // Stores the violations that are kept, if there are any. With an error some still are.
+  virtual Status store_owed() = 0;
 
   // What a log begins with (boot_aggregate first), for when one must be begun while we run: the TPM was reset,
   // the old log is archived. Called with the ORDER lock held: must not call append().
@@ -122,6 +146,9 @@ class MeasurementLog {
   virtual std::string base() const = 0;
   // Compares replayed() with the TPM now, under the ORDER lock; notes a foreign extend.
   virtual Status check_tpm() = 0;
+  // Has that done by the log's own thread, and waits for it no longer than `wait`. For who only reads. Empty without a TPM.
+  virtual TpmReading look_at_tpm(std::chrono::milliseconds wait) = 0;
+  virtual LogRoom room() const = 0;
 
   // Moves the first `entries` to an archive that ends in the PCR values they lead to; the log goes on from those.
   // Views shrink by them, offsets begin anew; what was measured stays measured. Returns the archive's directory.

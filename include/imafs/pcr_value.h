@@ -17,6 +17,9 @@ BankValues pcr_reset_values(const std::vector<Bank>& banks, std::uint32_t pcr);
 // and are not to be compared.
 void extend_pcr(const std::vector<Bank>& banks, BankValues& value, const BankValues& extended);
 
+// Whether two values of a PCR are equal in each bank whose algorithm can be computed.
+bool same_values(const std::vector<Bank>& banks, const BankValues& one, const BankValues& other);
+
 // boot_aggregate as the kernel computes it: the bank of `file_hash` if there is one, else sha256,
 // else sha1; hash over PCR 0-7, and 8-9 unless the bank is sha1. `read` yields PCR values, one for
 // each bank. No such bank: zeros in the length of file_hash.

@@ -40,6 +40,7 @@ struct StatusReport {
     std::string read_error;                        // why `read` is empty or incomplete
   } tpm;
 
+  LogRoom room;
   std::uint64_t entries = 0;
   std::uint64_t violations = 0;
   std::string log_start;  // LogStart::message
