@@ -11,6 +11,7 @@
 #include <utility>
 
 #include "imafs/digest.h"
+#include "imafs/fd_reserve.h"
 #include "imafs/posix_file.h"
 
 namespace imafs {
@@ -86,7 +87,7 @@ Status LogJournal::add_segment() {
   const std::string path = segment_path(directory_, segments_.size() + 1);
   Segment segment;
   segment.base = end_;
-  segment.fd.reset(::open(path.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, kFileMode));
+  segment.fd = FdReserve::of_process().make([&] { return ::open(path.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, kFileMode); });
   if (!segment.fd) return fail(errno_error("cannot make '" + path + "'"));
   // A request thread may have a caller's umask.
   (void)::fchmod(segment.fd.get(), kFileMode);

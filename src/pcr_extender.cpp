@@ -13,6 +13,7 @@
 namespace imafs {
 namespace {
 
+constexpr std::chrono::milliseconds kProbeLimit{2000};
 constexpr std::uint32_t kPcrCount = 24;  // a PC client TPM's
 constexpr std::size_t kMaxReadValues = 8;  // digests in one answer: TPML_DIGEST
 
@@ -149,6 +150,17 @@ class TpmExtender final : public PcrExtender {
     const std::lock_guard lock(mutex_);
     disconnect();
     lost_ = false;
+    // One that has just not answered has its whole time limit behind it: whether it is back shows sooner.
+    const bool probing = std::exchange(timed_out_, false);
+    if (probing) command_limit_ = std::min(limit_, kProbeLimit);
+    const auto back = ask_after_fault();
+    command_limit_ = limit_;
+    if (probing) disconnect();  // the connection keeps the limit that it was made with
+    return back;
+  }
+
+ private:
+  Status ask_after_fault() {
     if (revive_) {
       if (auto revived = revive_(); !revived) return revived;
     }
@@ -158,7 +170,6 @@ class TpmExtender final : public PcrExtender {
     return {};
   }
 
- private:
   // What a command needs and makes; it can outlive our wait.
   template <class Answer>
   struct Job {
@@ -184,7 +195,7 @@ class TpmExtender final : public PcrExtender {
     if (!connection_) connection_ = std::make_shared<std::unique_ptr<TpmContext>>();
     auto job = std::make_shared<Job<Answer>>();
     job->connection = connection_;
-    auto work = [job, name, command = std::move(command), tcti = tcti_, limit = limit_] {
+    auto work = [job, name, command = std::move(command), tcti = tcti_, limit = command_limit_] {
       std::unique_ptr<TpmContext>& connection = *job->connection;
       if (!connection) {
         auto opened = TpmContext::open(tcti, limit);
@@ -207,13 +218,14 @@ class TpmExtender final : public PcrExtender {
       ended = !job->timed_out;
     } else {
       if (!thread_) thread_ = std::make_unique<CommandThread>();
-      ended = thread_->run(std::move(work), limit_);
+      ended = thread_->run(std::move(work), command_limit_);
     }
     if (!ended || job->lost) {
       disconnect();
       lost_ = true;
     }
-    if (!ended) return fail(ETIMEDOUT, std::string(name) + ": no answer within " + std::to_string(limit_.count()) + " ms");
+    timed_out_ = timed_out_ || !ended;
+    if (!ended) return fail(ETIMEDOUT, std::string(name) + ": no answer within " + std::to_string(command_limit_.count()) + " ms");
     if (!job->status) return fail(job->status.error());
     return std::move(job->answer);
   }
@@ -259,6 +271,8 @@ class TpmExtender final : public PcrExtender {
   const std::string tcti_;
   const std::chrono::milliseconds limit_;
   const std::function<Status()> revive_;
+  std::chrono::milliseconds command_limit_ = limit_;  // guarded by mutex_; shorter while a TPM is probed
+  bool timed_out_ = false;                            // guarded by mutex_: the last command, since the last reconnect()
   std::vector<Bank> banks_;
   std::string identity_;
 

@@ -11,6 +11,7 @@
 #include <type_traits>
 
 #include "imafs/bytes.h"
+#include "imafs/fd_reserve.h"
 
 namespace imafs {
 namespace {
@@ -80,7 +81,7 @@ bool UnixTcti::wait_for(short events) {
 }
 
 bool UnixTcti::connect() {
-  UniqueFd made(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
+  UniqueFd made = FdReserve::of_process().make([] { return ::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0); });
   if (!made) return false;
   struct sockaddr_un address {};
   address.sun_family = AF_UNIX;
@@ -108,13 +109,13 @@ void UnixTcti::begin_command() {
   std::uint8_t unexpected = 0;
   if (socket_ && (std::chrono::steady_clock::now() - connected_ >= kTurn ||
                   ::recv(socket_.get(), &unexpected, 1, MSG_PEEK | MSG_DONTWAIT) >= 0 || errno != EAGAIN)) {
-    socket_.reset();
+    FdReserve::of_process().give_back(std::move(socket_));
   }
 }
 
 void UnixTcti::end_command(bool keep) {
   const std::lock_guard lock(mutex_);
-  if (!keep) socket_.reset();
+  if (!keep) FdReserve::of_process().give_back(std::move(socket_));
   in_command_ = false;
   last_command_ = std::chrono::steady_clock::now();
 }
@@ -127,7 +128,7 @@ void UnixTcti::close_idle() {
       continue;
     }
     changed_.wait_for(lock, kKeepIdle);
-    if (!in_command_ && std::chrono::steady_clock::now() - last_command_ >= kKeepIdle) socket_.reset();
+    if (!in_command_ && std::chrono::steady_clock::now() - last_command_ >= kKeepIdle) FdReserve::of_process().give_back(std::move(socket_));
   }
 }
 
