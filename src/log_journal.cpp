@@ -64,11 +64,6 @@ bool has_wrong_size(ByteView rest) {
   return is_intact(frame);
 }
 
-std::uint64_t size_of(int fd) {
-  struct stat attr {};
-  return ::fstat(fd, &attr) == 0 ? static_cast<std::uint64_t>(attr.st_size) : 0;
-}
-
 }  // namespace
 
 bool LogJournal::exists(const std::string& directory) {

@@ -31,12 +31,14 @@
 #include "imafs/status_report.h"
 #include "imafs/tpm_selection.h"
 #include "imafs/version.h"
+#include "last_run.h"
 
 namespace imafs {
 namespace {
 
 constexpr std::size_t kMaxPolicyFile = 64 << 20;
 constexpr std::chrono::milliseconds kTpmLook{250};  // who reads status or metrics waits no longer for the TPM
+constexpr std::size_t kMaxHeld = 1000;  // files of a dead mount that are named one by one
 constexpr auto kEndOfOthers = std::chrono::seconds(3);  // how long an unmounted daemon may take to end
 
 tl::unexpected<Failure> refuse(ExitCode code, std::string sentence) {
@@ -121,6 +123,7 @@ class Mount {
   SessionOptions session_options();
   StatusReport report() const;
   std::vector<std::pair<std::string, std::string>> options_in_force() const;
+  void measure_held_files();
   void end_private_tpm() {
     if (tpm_.process) tpm_.process->stop();
   }
@@ -132,6 +135,7 @@ class Mount {
   std::string filter_ = "off";  // what status says of the filter of system calls
   const std::int64_t started_at_ = ::time(nullptr);
   std::shared_ptr<LogLock> state_lock_;  // given back last
+  std::optional<LastRun> crashed_;       // the daemon before this one did not end cleanly
   SelectedTpm tpm_;
   std::unique_ptr<MeasurementLog> log_;
   std::unique_ptr<BackingTree> tree_;
@@ -146,6 +150,7 @@ tl::expected<void, Failure> Mount::open_log() {
   auto lock = LogLock::of_directory(config_.state, kEndOfOthers);
   if (!lock) return refuse(lock.error().code == EALREADY ? ExitCode::kStateInUse : ExitCode::kState, lock.error().what);
   state_lock_ = std::make_shared<LogLock>(std::move(*lock));
+  crashed_ = LastRun::of(config_.state);
   const auto is_ours = [&](PcrExtender& tpm) { return journal_fits(config_.state, tpm); };
   auto selected = select_tpm(config_.tpm, config_.pcr, config_.state + "/tpm", is_ours, programs());
   if (!selected) return refuse(code_of_tpm(selected.error().code), selected.error().what);
@@ -182,6 +187,7 @@ Result<std::vector<LogEntry>> Mount::opening_entries() const {
   }
   std::vector<LogEntry> entries{gate_->boot_aggregate_entry(*aggregate, legacy)};
   std::string start = std::string("imafs ") + kVersion;
+  if (crashed_) start += ";after=crash";
   for (const auto& [key, value] : options_in_force()) start += ";" + key + "=" + value;
   for (const auto& [label, name, data] : {std::array<std::string, 3>{"kernel_info", "kernel_version", kernel_release()},
                                           std::array<std::string, 3>{"imafs", "start", start},
@@ -200,7 +206,16 @@ tl::expected<void, Failure> Mount::measure_start() {
     if (auto stored = log_->append(entry, own_origin); !stored) return refuse(code_of_log(stored.error().code), stored.error().what);
   }
   log_->begin_new_logs_with([this] { return opening_entries(); });
+  if (crashed_) measure_held_files();
   return {};
+}
+
+// Who had a file of the dead daemon's mount open reads on from it, and nothing tells who writes to it meanwhile: each is a
+// violation of its own.
+void Mount::measure_held_files() {
+  const auto held = crashed_->held_files(config_.mountpoint, kMaxHeld);
+  for (const std::string& path : held) (void)gate_->store_violation(Violation::kToMToU, NamedFile{-1, path, 0, 0}, Requester{});
+  say("the daemon before this one ended without being stopped; " + std::to_string(held.size()) + " files of its mount are still held open");
 }
 
 tl::expected<void, Failure> Mount::build() {
@@ -227,6 +242,7 @@ tl::expected<void, Failure> Mount::build() {
       built = refuse(session.error().code == EBUSY ? ExitCode::kMountpoint : ExitCode::kMountFailed, session.error().what);
     } else {
       session_ = std::move(*session);
+      if (auto noted = LastRun::begin(config_.state, config_.mountpoint); !noted) warn(noted.error().what);
     }
   }
   if (!built) {
@@ -241,6 +257,7 @@ tl::expected<void, Failure> Mount::serve(std::function<void()> ready) {
   const auto served = session_->run(std::move(ready));
   session_.reset();
   log_.reset();
+  LastRun::end(config_.state);
   end_private_tpm();
   if (!served) return refuse(ExitCode::kMountFailed, served.error().what);
   return {};
