@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
 """Kills the daemon at every system call from a first open on, restarts it, and lets others judge.
 
-    crash_matrix.py [--sample N] [--write FILE]
+    crash_matrix.py [--sample N] [--log-faults PROGRAM [--only-log]] [--write FILE]
 
 For k = 1, 2, ... a fresh mount is killed at the entry of the k-th system call that its request threads make after a new file
 is opened, until there are no more (those of the close are among them); the private TPM stays, or is killed too. After the
 restart the log must replay to the PCR (`imafs verify`, which reads the PCR from the TPM, and `tpm2_pcrread` against the
 replayed value), the file must be readable, and in the log exactly once. --sample N: every N-th call only.
+--log-faults: runs log_faults_test, too, whose tables are those of operations of the log against the n-th call that fails.
 """
 import collections
 import itertools
@@ -79,7 +80,32 @@ def fault_after(mount, tpm_dies):
     return None
 
 
+def log_faults(program):
+    """The rows of its tables as one: (fault, operation) and how many moments there were; None if one of them failed."""
+    done = subprocess.run([program, '[matrix]'], stdout=subprocess.PIPE, text=True, env={**os.environ, 'IMAFS_FULL_MATRIX': '1'})
+    if done.returncode != 0:
+        print(done.stdout)
+        return None
+    return [line for line in done.stdout.split('\n') if line.startswith('| ')]
+
+
+def write_section(path, heading, text):
+    """Puts a section of the document in the place of the one with this heading, or at the end."""
+    with open(path) as old:
+        parts = old.read().rstrip('\n').split('\n## ')
+    parts = [part for part in parts if not part.startswith(heading + '\n')] + [f'{heading}\n\n{text}']
+    with open(path, 'w') as out:
+        out.write('\n## '.join(part.rstrip('\n') + '\n' for part in parts))
+
+
 def main(arguments):
+    rows = log_faults(arguments[arguments.index('--log-faults') + 1]) if '--log-faults' in arguments else []
+    if rows is None:
+        return 1
+    if rows and '--write' in arguments:
+        write_section(arguments[arguments.index('--write') + 1], LOG_HEADING, LOG_HEAD + '\n'.join(rows))
+    if '--only-log' in arguments:
+        return 0
     sample = int(arguments[arguments.index('--sample') + 1]) if '--sample' in arguments else 1
     need_mounts()
     table, failures = collections.defaultdict(lambda: [0, 0]), []
@@ -114,6 +140,15 @@ there were no more; four times with the private TPM alive afterwards and four ti
 by `tpm2_pcrread`, the file reads, and has exactly one entry.
 Journals torn at each byte are in `tests/measurement_log_test.cpp`. Made by `scripts/crash-matrix`.
 
+'''
+
+LOG_HEADING = 'Faults inside the log'
+LOG_HEAD = '''`tests/log_faults_test.cpp`: an operation of the log, and the n-th call of a kind that fails, for n = 1, 2, ... until the operation ends without meeting it. After
+each, what was logged before and what was promised is there once, also a violation for which the operation got an error; the log and its archives replay, a further
+entry is logged, and a new start finds the same. For damaged bytes: the start is refused, readers get an error, and the file is as it was. "Moments": how many n there were; all of them were good.
+
+| what fails | operation | moments |
+|---|---|---|
 '''
 
 if __name__ == '__main__':
