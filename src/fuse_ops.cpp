@@ -1,6 +1,7 @@
 #include "fuse_ops.h"
 
 #include <fcntl.h>
+#include <linux/ioctl.h>
 #include <sys/sysmacros.h>
 #include <sys/uio.h>
 #include <unistd.h>
@@ -10,7 +11,11 @@
 #include <chrono>
 #include <cstdint>
 #include <cstring>
+#include <memory>
+#include <optional>
+#include <string>
 #include <thread>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -414,6 +419,53 @@ void do_poll(fuse_req_t request, fuse_ino_t node, struct fuse_file_info* file, s
   refuse(request, ENOSYS);  // regular files are always ready; the kernel asks no more
 }
 
+// ---- lanes ----
+
+enum class Does { kLook, kChange };
+
+// What a handler gets is libfuse's only until it returns: a request that queues takes a copy along.
+template <class T>
+struct Kept {
+  explicit Kept(T given) : value(given) {}
+  T get() { return value; }
+  T value;
+};
+template <>
+struct Kept<const char*> {
+  explicit Kept(const char* given) : value(given) {}
+  const char* get() { return value.c_str(); }
+  std::string value;
+};
+template <class Pointed>
+struct KeptPointer {
+  explicit KeptPointer(Pointed* given) {
+    if (given) value = *given;
+  }
+  Pointed* get() { return value ? &*value : nullptr; }
+  std::optional<Pointed> value;
+};
+template <>
+struct Kept<struct fuse_file_info*> : KeptPointer<struct fuse_file_info> {
+  using KeptPointer::KeptPointer;
+};
+template <>
+struct Kept<struct stat*> : KeptPointer<struct stat> {
+  using KeptPointer::KeptPointer;
+};
+
+// Calls `now` with a place in the node's lane, or queues what `later` makes.
+template <class Now, class Later>
+void in_lane(fuse_req_t request, NodeId node, Does does, Now&& now, Later&& later) {
+  FuseContext& context = context_of(request);
+  context.wake.count_request();
+  if (ControlDir::owns(node)) return now();
+  const std::size_t lane = mount_of_node(node) * std::size_t{2} + (does == Does::kChange ? 1 : 0);
+  const uid_t user = fuse_req_ctx(request)->uid;
+  if (!context.lanes.enter(lane, user) && context.lanes.queue(lane, user, later())) return;
+  now();
+  context.lanes.leave(lane, user);
+}
+
 // A handler, with its request counted.
 template <auto handler>
 struct Counted;
@@ -427,46 +479,120 @@ struct Counted<handler> {
 template <auto handler>
 constexpr auto counted = &Counted<handler>::handle;
 
+// The same in a lane.
+template <auto handler, Does does>
+struct Laned;
+template <class... Arguments, void (*handler)(fuse_req_t, fuse_ino_t, Arguments...), Does does>
+struct Laned<handler, does> {
+  static void handle(fuse_req_t request, fuse_ino_t node, Arguments... arguments) {
+    in_lane(request, node, does, [&] { handler(request, node, arguments...); },
+            [&]() -> std::function<void()> {
+              auto kept = std::make_shared<std::tuple<Kept<Arguments>...>>(Kept<Arguments>(arguments)...);
+              return [request, node, kept] { std::apply([&](auto&... one) { handler(request, node, one.get()...); }, *kept); };
+            });
+  }
+};
+template <auto handler>
+constexpr auto looks = &Laned<handler, Does::kLook>::handle;
+template <auto handler>
+constexpr auto changes = &Laned<handler, Does::kChange>::handle;
+
+// Those whose arguments say more.
+void laned_open(fuse_req_t request, fuse_ino_t node, struct fuse_file_info* file) {
+  const bool writes = (file->flags & O_ACCMODE) != O_RDONLY || (file->flags & O_TRUNC) != 0;
+  in_lane(request, node, writes ? Does::kChange : Does::kLook, [&] { do_open(request, node, file); },
+          [&]() -> std::function<void()> { return [request, node, own = *file]() mutable { do_open(request, node, &own); }; });
+}
+
+void laned_write(fuse_req_t request, fuse_ino_t node, const char* bytes, size_t size, off_t offset, struct fuse_file_info* file) {
+  in_lane(request, node, Does::kChange, [&] { do_write(request, node, bytes, size, offset, file); },
+          [&]() -> std::function<void()> {
+            return [request, node, data = std::string(bytes, size), offset, own = *file]() mutable {
+              do_write(request, node, data.data(), data.size(), offset, &own);
+            };
+          });
+}
+
+void laned_setxattr(fuse_req_t request, fuse_ino_t node, const char* name, const char* value, size_t size, int flags) {
+  in_lane(request, node, Does::kChange, [&] { do_setxattr(request, node, name, value, size, flags); },
+          [&]() -> std::function<void()> {
+            return [request, node, key = std::string(name), data = std::string(value, size), flags] {
+              do_setxattr(request, node, key.c_str(), data.data(), data.size(), flags);
+            };
+          });
+}
+
+void laned_ioctl(fuse_req_t request, fuse_ino_t node, unsigned int command, void* argument, struct fuse_file_info* file, unsigned flags,
+                 const void* in, size_t in_size, size_t out_size) {
+  // What hands something over may change something; terminals are asked for of every file.
+  const Does does = (_IOC_DIR(command) & _IOC_WRITE) != 0 ? Does::kChange : Does::kLook;
+  in_lane(request, node, does, [&] { do_ioctl(request, node, command, argument, file, flags, in, in_size, out_size); },
+          [&]() -> std::function<void()> {
+            return [=, data = std::string(static_cast<const char*>(in), in ? in_size : 0), own = *file]() mutable {
+              do_ioctl(request, node, command, argument, &own, flags, in ? data.data() : nullptr, in_size, out_size);
+            };
+          });
+}
+
+void laned_symlink(fuse_req_t request, const char* target, fuse_ino_t parent, const char* name) {
+  in_lane(request, parent, Does::kChange, [&] { do_symlink(request, target, parent, name); },
+          [&]() -> std::function<void()> {
+            return [request, parent, to = std::string(target), key = std::string(name)] { do_symlink(request, to.c_str(), parent, key.c_str()); };
+          });
+}
+
+// In the lane of what is written to.
+void laned_copy_file_range(fuse_req_t request, fuse_ino_t from, off_t from_offset, struct fuse_file_info* from_file, fuse_ino_t to,
+                           off_t to_offset, struct fuse_file_info* to_file, size_t size, int flags) {
+  in_lane(request, to, Does::kChange,
+          [&] { do_copy_file_range(request, from, from_offset, from_file, to, to_offset, to_file, size, flags); },
+          [&]() -> std::function<void()> {
+            return [=, source = *from_file, target = *to_file]() mutable {
+              do_copy_file_range(request, from, from_offset, &source, to, to_offset, &target, size, flags);
+            };
+          });
+}
+
 struct fuse_lowlevel_ops make_operations() {
   struct fuse_lowlevel_ops ops {};
   ops.init = do_init;
-  ops.lookup = counted<do_lookup>;
+  ops.lookup = looks<do_lookup>;
   ops.forget = counted<do_forget>;
   ops.forget_multi = counted<do_forget_multi>;
-  ops.getattr = counted<do_getattr>;
-  ops.statx = counted<do_statx>;
-  ops.setattr = counted<do_setattr>;
-  ops.readlink = counted<do_readlink>;
-  ops.mknod = counted<do_mknod>;
-  ops.mkdir = counted<do_mkdir>;
-  ops.symlink = counted<do_symlink>;
-  ops.link = counted<do_link>;
-  ops.unlink = counted<do_unlink>;
-  ops.rmdir = counted<do_rmdir>;
-  ops.rename = counted<do_rename>;
-  ops.statfs = counted<do_statfs>;
-  ops.getxattr = counted<do_getxattr>;
-  ops.listxattr = counted<do_listxattr>;
-  ops.setxattr = counted<do_setxattr>;
-  ops.removexattr = counted<do_removexattr>;
-  ops.open = counted<do_open>;
-  ops.create = counted<do_create>;
-  ops.tmpfile = counted<do_tmpfile>;
+  ops.getattr = looks<do_getattr>;
+  ops.statx = looks<do_statx>;
+  ops.setattr = changes<do_setattr>;
+  ops.readlink = looks<do_readlink>;
+  ops.mknod = changes<do_mknod>;
+  ops.mkdir = changes<do_mkdir>;
+  ops.symlink = laned_symlink;
+  ops.link = changes<do_link>;
+  ops.unlink = changes<do_unlink>;
+  ops.rmdir = changes<do_rmdir>;
+  ops.rename = changes<do_rename>;
+  ops.statfs = looks<do_statfs>;
+  ops.getxattr = looks<do_getxattr>;
+  ops.listxattr = looks<do_listxattr>;
+  ops.setxattr = laned_setxattr;
+  ops.removexattr = changes<do_removexattr>;
+  ops.open = laned_open;
+  ops.create = changes<do_create>;
+  ops.tmpfile = changes<do_tmpfile>;
   ops.release = counted<do_release>;
-  ops.flush = counted<do_flush>;
-  ops.read = counted<do_read>;
-  ops.write = counted<do_write>;
-  ops.fsync = counted<do_fsync>;
-  ops.fallocate = counted<do_fallocate>;
-  ops.lseek = counted<do_lseek>;
-  ops.copy_file_range = counted<do_copy_file_range>;
-  ops.ioctl = counted<do_ioctl>;
+  ops.flush = changes<do_flush>;
+  ops.read = looks<do_read>;
+  ops.write = laned_write;
+  ops.fsync = changes<do_fsync>;
+  ops.fallocate = changes<do_fallocate>;
+  ops.lseek = looks<do_lseek>;
+  ops.copy_file_range = laned_copy_file_range;
+  ops.ioctl = laned_ioctl;
   ops.poll = counted<do_poll>;
-  ops.opendir = counted<do_opendir>;
+  ops.opendir = looks<do_opendir>;
   ops.releasedir = counted<do_releasedir>;
-  ops.fsyncdir = counted<do_fsyncdir>;
-  ops.readdir = counted<do_readdir>;
-  ops.readdirplus = counted<do_readdirplus>;
+  ops.fsyncdir = changes<do_fsyncdir>;
+  ops.readdir = looks<do_readdir>;
+  ops.readdirplus = looks<do_readdirplus>;
   // No getlk, setlk, flock: the kernel keeps the locks of the mount, where they cost nothing and cannot
   // stay behind on our own descriptors.
   return ops;

@@ -12,11 +12,13 @@
 #include "imafs/fair_workers.h"
 #include "imafs/fuse_session.h"
 #include "imafs/inode_table.h"
+#include "imafs/notice_queue.h"
 #include "imafs/open_files.h"
 #include "imafs/reaper.h"
 #include "imafs/tree_ops.h"
 #include "imafs/tree_watch.h"
 #include "inode_numbers.h"
+#include "lanes.h"
 #include "mount_masks.h"
 #include "wake_latency.h"
 
@@ -32,10 +34,12 @@ struct FuseContext {
   FairWorkers& workers;
   ControlDir& control;
   const TreeWatch* watch;  // null: nobody tells of changes beside the mount
+  const NoticeQueue& notices;
   InodeNumbers& numbers;
   const MountMasks& masks;
   AbsentNames& absent;
   WakeLatency& wake;
+  Lanes& lanes;
   std::function<void(struct fuse_conn_info*)> on_init;
   std::function<void(NodeId parent, std::string name)> expire_name;  // from another thread, soon
 };

@@ -53,7 +53,7 @@ inline constexpr std::chrono::seconds kWatched{300};
 
 inline double timeout_of(const FuseContext& context, dev_t device, ino_t inode) {
   const double unwatched = context.options.timeout_seconds;
-  return context.watch && context.watch->is_settled(device, inode) ? std::max(unwatched, static_cast<double>(kWatched.count())) : unwatched;
+  return context.watch && !context.notices.is_behind() && context.watch->is_settled(device, inode) ? std::max(unwatched, static_cast<double>(kWatched.count())) : unwatched;
 }
 
 // Of a known inode's attributes. A store into a mapping moves its times, and nothing tells the kernel.

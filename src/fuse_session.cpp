@@ -14,13 +14,14 @@
 #include <array>
 #include <atomic>
 #include <charconv>
+#include <chrono>
 #include <thread>
 #include <utility>
 
 #include "fuse_ops.h"
 #include "imafs/neighbours.h"
+#include "imafs/notice_queue.h"
 #include "imafs/unreserved.h"
-#include "imafs/worker_pool.h"
 #include "inode_numbers.h"
 #include "mount_masks.h"
 #include "mount_watch.h"
@@ -30,7 +31,9 @@ namespace {
 
 // O_PATH descriptors kept for speed; as many may wait to be closed.
 constexpr std::size_t kCachedDescriptors = 300;
-constexpr unsigned kMaxThreads = 16;
+constexpr unsigned kIdleThreads = 16;  // stay when there is nothing to do
+constexpr unsigned kOtherThreads = 16;  // for requests that are in no lane
+constexpr unsigned kMostThreads = 1024;
 
 // <linux/fuse.h> of Debian 12 does not have these yet. Source: include/uapi/linux/fuse.h, since 6.9.
 struct BackingMap {
@@ -98,13 +101,13 @@ class Session final : public FuseSession {
         reaper_(cached_descriptors()),
         table_(InodeTable::create(tree, cached_descriptors(), reaper_)),
         neighbours_(tree),
-        notices_(1),
         files_(open_file_options(), kernel(), tree, *table_, gate, reaper_, workers_),
         ops_(*table_, files_, options_.passthrough),
         numbers_(table_->identity_of(kRootNode).first),
         masks_(tree, *table_),
         wake_(options_.low_latency),
-        context_{options_, *table_, files_, ops_, reaper_, workers_, control, nullptr, numbers_, masks_, absent_, wake_, [this](auto* connection) { initialize(connection); },
+        lanes_(std::size_t{2} * tree.mounts()),
+        context_{options_, *table_, files_, ops_, reaper_, workers_, control, nullptr, notices_, numbers_, masks_, absent_, wake_, lanes_, [this](auto* connection) { initialize(connection); },
                  [this](NodeId parent, std::string name) { expire(parent, std::move(name)); }} {}
 
   ~Session() override {
@@ -167,6 +170,17 @@ class Session final : public FuseSession {
     if (all) connection_.reset(::openat(all.get(), std::to_string(root.stx_dev_minor).c_str(), O_PATH | O_DIRECTORY | O_CLOEXEC));
   }
 
+  // At the end the loop waits for its threads. One that is stuck in a file system which does not answer ends when that does;
+  // the clients, and who has to end us, need not wait for it.
+  void end_without_the_stuck(const std::atomic<bool>& over) {
+    constexpr auto kLook = std::chrono::milliseconds(200);
+    while (!over && ::fuse_session_exited(session_.get()) == 0) std::this_thread::sleep_for(kLook);
+    if (!over) std::this_thread::sleep_for(kLook);
+    if (over) return;
+    disconnect();
+    if (auto unmount_now = std::exchange(session_.get_deleter().unmount, nullptr)) unmount_now();
+  }
+
   // How many requests the kernel has under way. Its file gives one number for each time it is opened.
   std::optional<unsigned> requests() const {
     const UniqueFd waiting(::openat(connection_.get(), "waiting", O_RDONLY | O_CLOEXEC));
@@ -186,9 +200,13 @@ class Session final : public FuseSession {
     (void)::sched_setscheduler(0, SCHED_BATCH, &no_priority);
     struct fuse_loop_config* const config = ::fuse_loop_cfg_create();
     ::fuse_loop_cfg_set_clone_fd(config, 0);
-    ::fuse_loop_cfg_set_max_threads(config, kMaxThreads);
-    ::fuse_loop_cfg_set_idle_threads(config, kMaxThreads);
+    ::fuse_loop_cfg_set_max_threads(config, most_threads());
+    ::fuse_loop_cfg_set_idle_threads(config, kIdleThreads);
+    std::atomic<bool> over{false};
+    std::thread ender([&] { end_without_the_stuck(over); });
     const int result = ::fuse_session_loop_mt(session_.get(), config);
+    over = true;
+    ender.join();
     ::fuse_loop_cfg_destroy(config);
     ::fuse_remove_signal_handlers(session_.get());
     disconnect();
@@ -200,6 +218,9 @@ class Session final : public FuseSession {
 
  private:
   std::size_t cached_descriptors() const { return std::min(kCachedDescriptors, descriptor_limit_ / 16); }
+
+  // A thread that waits in a file system which does not answer keeps none of the others' requests waiting.
+  unsigned most_threads() const { return std::min(kMostThreads, lanes_.most_threads() + kOtherThreads); }
 
   OpenFiles::Options open_file_options() const {
     OpenFiles::Options options;
@@ -226,7 +247,7 @@ class Session final : public FuseSession {
               ::ioctl(::fuse_session_fd(session_.get()), kBackingClose, &number);
             },
             [this](NodeId node) {
-              notices_.post([this, node] { ::fuse_lowlevel_notify_inval_inode(session_.get(), node, 0, 0); });
+              notices_.post(node, [this, node] { ::fuse_lowlevel_notify_inval_inode(session_.get(), node, 0, 0); });
             },
             [this](NodeId node) { drop_attributes(node); },
             [this] { return requests(); },
@@ -253,7 +274,7 @@ class Session final : public FuseSession {
             },
             [this](dev_t device, ino_t directory, const std::string& name) {
               for (const NodeId node : table_->numbers_of(device, directory)) {
-                expire_now(node, name);
+                expire(node, name);
                 drop_attributes(node);
               }
             },
@@ -263,10 +284,10 @@ class Session final : public FuseSession {
   // One by one: a new epoch makes the kernel drop names instead of asking, and with them what is mounted there.
   void everything_changed() {
     for (const NodeId node : table_->all()) {
-      if (const auto name = table_->name_of(node)) expire_now(name->first, name->second);
+      if (const auto name = table_->name_of(node)) expire(name->first, name->second);
       drop_attributes(node);
     }
-    for (const auto& one : absent_.take_all()) expire_now(one.directory, one.name);
+    for (const auto& one : absent_.take_all()) expire(one.directory, one.name);
   }
 
   void expire_now(NodeId parent, const std::string& name) {
@@ -289,7 +310,7 @@ class Session final : public FuseSession {
 
   // A notice to the kernel may wait for locks that the request at hand holds: another thread sends it.
   void expire(NodeId parent, std::string name) {
-    notices_.post([this, parent, name = std::move(name)] { expire_now(parent, name); });
+    notices_.post(parent, [this, parent, name = std::move(name)] { expire_now(parent, name); });
   }
 
   void initialize(struct fuse_conn_info* connection) {
@@ -311,14 +332,14 @@ class Session final : public FuseSession {
     can_pass_through_ = options_.passthrough && ::fuse_set_feature_flag(connection, FUSE_CAP_PASSTHROUGH);
     uring_ = options_.io_uring && ::fuse_get_feature_flag(connection, FUSE_CAP_OVER_IO_URING);
     connection->time_gran = 1;
-    notices_.post([this] { make_root_known(); });
+    notices_.post(kRootNode, [this] { make_root_known(); });
   }
 
   // Ends the connection: who waits for an answer, or in a notification, goes on with an error. Threads of ours may still
   // speak to the session, so its descriptor's number stays taken until they have ended: nobody else's file gets their words.
   void disconnect() {
     files_.stop();
-    if (!std::exchange(connected_, false)) return;
+    if (!connected_.exchange(false)) return;
     const int fd = ::fuse_session_fd(session_.get());
     struct pollfd state {fd, 0, 0};
     const bool gone = ::poll(&state, 1, 0) == 1 && (state.revents & POLLERR) != 0;
@@ -340,12 +361,12 @@ class Session final : public FuseSession {
   std::unique_ptr<InodeTable> table_;
   UniqueFd connection_;  // its directory in the fuse control file system
   UniqueFd null_;  // for disconnect(), which may come when no descriptor is left
-  bool connected_ = false;
+  std::atomic<bool> connected_{false};
   bool can_pass_through_ = false;
   bool uring_ = false;
   std::atomic<bool> root_is_known_{false};
   const Neighbours neighbours_;
-  WorkerPool notices_;
+  NoticeQueue notices_;
   std::unique_ptr<TreeWatch> watch_;  // null: not wanted, or not to be had; opens that are under way ask it to the end
   FairWorkers workers_{{}};
   OpenFiles files_;
@@ -354,6 +375,7 @@ class Session final : public FuseSession {
   MountMasks masks_;
   AbsentNames absent_;
   WakeLatency wake_;
+  Lanes lanes_;
   std::unique_ptr<MountWatch> mount_watch_;
   FuseContext context_;
 };

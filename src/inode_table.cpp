@@ -238,7 +238,8 @@ Result<InodeTable::Found> Table::look_up(NodeId parent, std::string_view name, s
   }
   const auto above = tree_.mounted_on(mount, seen->attr.st_dev, seen->attr.st_ino);
   if (!above) return enter(-1, parent, (*directory)->get(), mount, name, *seen, tid);
-  seen = look_at(tree_.root_of(*above), "", AT_EMPTY_PATH);
+  // A file system that does not answer must not hold up who lists the directory that it is mounted in.
+  seen = look_at(tree_.root_of(*above), "", AT_EMPTY_PATH | AT_STATX_DONT_SYNC);
   if (!seen) return fail(seen.error());
   return enter(tree_.root_of(*above), parent, -1, *above, name, *seen, tid);
 }
@@ -273,7 +274,7 @@ Result<InodeTable::Found> Table::enter(int fd, NodeId parent, int directory, std
   const std::lock_guard lock(mutex_);
   NodeId id = known(mount, seen);
   if (id == 0) {
-    id = next_id_++;
+    id = next_id_++ | static_cast<NodeId>(mount & 0x7fff) << kMountShift;
     Node& node = nodes_[id];
     node.identity = {mount, seen.attr.st_dev, seen.attr.st_ino};
     node.birth_ns = seen.birth_ns;

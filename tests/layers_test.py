@@ -12,7 +12,7 @@ BELOW = {'core': set(), 'tpm': {'core'}, 'fs': {'core'}, 'app': {'core', 'tpm', 
 HEADERS = {
     'core': {'check.h', 'guarded.h', 'fd_reserve.h', 'result.h', 'unique_fd.h', 'worker_pool.h', 'pcr_extender.h', 'reaper.h'},
     'tpm': {'tpm_connection.h'},
-    'fs': {'absent_names.h', 'file_system_kind.h', 'path_cache.h', 'unreserved.h'},
+    'fs': {'absent_names.h', 'descriptor_budget.h', 'directory_stream.h', 'file_system_kind.h', 'lanes.h', 'path_cache.h', 'unreserved.h'},
     'app': {'bounded_json.h', 'cli_attest.h', 'exit_code.h', 'version.h'},
 }
 

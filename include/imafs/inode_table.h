@@ -24,6 +24,10 @@ namespace imafs {
 using NodeId = std::uint64_t;
 inline constexpr NodeId kRootNode = 1;
 
+// Which mount of the backing tree a node is on: a part of its number.
+inline constexpr unsigned kMountShift = 48;
+inline std::uint16_t mount_of_node(NodeId node) { return static_cast<std::uint16_t>(node >> kMountShift & 0x7fff); }
+
 // An O_PATH descriptor, shared with the table's cache; valid as long as it is held.
 using PathFd = std::shared_ptr<const UniqueFd>;
 

@@ -17,17 +17,20 @@ namespace imafs {
 
 class Reaper {
  public:
+  using Clock = std::chrono::steady_clock;
   static constexpr std::chrono::milliseconds kGather{2};
+  static constexpr std::chrono::milliseconds kStuck{500}, kGivesUp{5000};
+  static constexpr std::size_t kThreads = 8;
 
   // `most`: how many jobs may wait before keep_up() does.
-  explicit Reaper(std::size_t most) : most_(most), thread_([this] { run(); }) {}
+  explicit Reaper(std::size_t most) : most_(most) { threads_.emplace_back([this] { run(); }); }
   ~Reaper() {
     {
       const std::lock_guard lock(mutex_);
       stopping_ = true;
     }
-    wake_.notify_one();
-    thread_.join();
+    wake_.notify_all();
+    for (std::thread& thread : threads_) thread.join();
   }
   Reaper(const Reaper&) = delete;
   Reaper& operator=(const Reaper&) = delete;
@@ -37,23 +40,27 @@ class Reaper {
     {
       const std::lock_guard lock(mutex_);
       first = jobs_.empty();
+      // A file system that does not answer holds up what is closed on it only.
+      if (busy_ == threads_.size() && busy_ < kThreads && Clock::now() - last_start_ > kStuck) threads_.emplace_back([this] { run(); });
       jobs_.push_back(std::move(job));
       ++left_;
     }
     if (first) wake_.notify_one();
   }
 
-  // Returns once all that was posted before has run.
-  void settle() { wait_for(0); }
+  // Returns once all that was posted before has run, or soon, while a file system does not answer.
+  void settle() { wait_for(0, kStuck); }
   // Before a descriptor is opened: waits while there are too many to be closed. Not under a lock that a job may take.
   void keep_up() {
-    if (left_ > most_) wait_for(most_);
+    if (left_ > most_) wait_for(most_, kGivesUp);
   }
 
  private:
-  void wait_for(std::size_t most) {
+  void wait_for(std::size_t most, std::chrono::milliseconds longest) {
     std::unique_lock lock(mutex_);
-    done_.wait(lock, [&] { return left_ <= most; });
+    if (is_stuck_) return;
+    const bool done = done_.wait_for(lock, longest, [&] { return left_ <= most; });
+    is_stuck_ = !done && longest == kGivesUp;
   }
 
   void run() {
@@ -67,12 +74,17 @@ class Reaper {
         lock.lock();
       }
       auto jobs = std::exchange(jobs_, {});
+      if (jobs.empty()) continue;
+      ++busy_;
+      last_start_ = Clock::now();
       lock.unlock();
       for (auto& job : jobs) job();
       const std::size_t done = jobs.size();
       jobs.clear();  // closes what they hold
       lock.lock();
       left_ -= done;
+      --busy_;
+      is_stuck_ = false;
       done_.notify_all();
     }
   }
@@ -83,7 +95,10 @@ class Reaper {
   std::vector<std::function<void()>> jobs_;  // guarded by mutex_
   std::atomic<std::size_t> left_{0};         // jobs not yet done; changed under mutex_
   bool stopping_ = false;                    // guarded by mutex_
-  std::thread thread_;                       // last: it uses the rest
+  bool is_stuck_ = false;                    // guarded by mutex_; somebody has waited in vain
+  std::size_t busy_ = 0;                     // guarded by mutex_; threads at work,
+  Clock::time_point last_start_;             // guarded by mutex_; the last of them since then
+  std::vector<std::thread> threads_;         // last: they use the rest; guarded by mutex_ until the end
 };
 
 }  // namespace imafs

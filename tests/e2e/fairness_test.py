@@ -5,9 +5,11 @@ Not counted as somebody else: who opens the very file that is held up, and who c
 import contextlib
 import fcntl
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 
 from mounting import Mount, seen_within
@@ -201,6 +203,82 @@ def failing_removals(mount, tree):
         cell(f'failing {name} x descriptors', grown < 20, f'{grown} more')
 
 
+# ---- a file system that does not answer ----
+
+@contextlib.contextmanager
+def disk(where, image):
+    """A file system of its own, in a loop device."""
+    os.makedirs(where)
+    with open(image, 'wb') as file:
+        file.truncate(64 << 20)
+    subprocess.run(['mkfs.ext4', '-q', image], check=True)
+    done = subprocess.run(['mount', '-o', 'loop', image, where], check=False)
+    try:
+        yield done.returncode == 0
+    finally:
+        subprocess.run(['fsfreeze', '-u', where], stderr=subprocess.DEVNULL, check=False)
+        subprocess.run(['umount', '-l', where], stderr=subprocess.DEVNULL, check=False)
+
+
+STUCK = {  # each in a directory of its own: one that is locked holds up only who uses it
+    'create': lambda d: write(d + '/new'),
+    'mkdir': lambda d: os.mkdir(d + '/new'),
+    'symlink': lambda d: os.symlink('x', d + '/new'),
+    'link': lambda d: os.link(d + '/f', d + '/new'),
+    'unlink': lambda d: os.unlink(d + '/f'),
+    'rename': lambda d: os.rename(d + '/f', d + '/new'),
+    'chmod': lambda d: os.chmod(d + '/f', 0o600),
+    'truncate': lambda d: os.truncate(d + '/f', 0),
+    'setxattr': lambda d: os.setxattr(d + '/f', 'user.x', b'y'),
+    'rmdir': lambda d: os.rmdir(d + '/d'),
+}
+
+
+def frozen(*options):
+    work = tempfile.mkdtemp(prefix='imafs-frozen-')
+    os.chmod(work, 0o755)
+    tree_path, slow = work + '/tree', work + '/tree/slow'
+    os.makedirs(tree_path)
+    with contextlib.ExitStack() as stack:
+        stack.callback(shutil.rmtree, work, True)
+        if not stack.enter_context(disk(slow, work + '/image')):
+            print('not run: a frozen file system: no loop device')
+            return
+        for name in STUCK:
+            for i in range(24):
+                os.makedirs(f'{slow}/{name}{i}/d')
+                write(f'{slow}/{name}{i}/f')
+        write(slow + '/known')
+        mount = stack.enter_context(Mount('--tpm', 'none', *options, backing=tree_path))
+        os.chmod(mount.work, 0o755)
+        tree = Tree(tree_path, mount.path)
+        read(mount.path + '/others/known')
+        for name, act in STUCK.items():
+            for i in range(24):
+                os.listdir(f'{mount.path}/slow/{name}{i}')
+                os.stat(f'{mount.path}/slow/{name}{i}/f')
+            subprocess.run(['fsfreeze', '-f', slow], check=True)
+            stuck = [Child(lambda i=i: act(f'{mount.path}/slow/{name}{i}')) for i in range(24)]
+            try:
+                time.sleep(0.3)
+                check_others(f'frozen, {name}', mount, tree, uids=(1000,))
+                cell(f'frozen, {name} x reading there', Child(lambda: len(read(mount.path + '/slow/known')) - 1).within(2))
+            finally:
+                subprocess.run(['fsfreeze', '-u', slow], check=True)
+            late = [child.code for child in stuck if not child.within(10)]
+            cell(f'frozen, {name} x all go on afterwards', not late, f'{late}')
+        # Whoever waits there goes on with an error when the daemon is told to end.
+        subprocess.run(['fsfreeze', '-f', slow], check=True)
+        stuck = Child(lambda: write(f'{mount.path}/slow/late'))
+        idle = Child(lambda: os.listdir(mount.path) and time.sleep(30))
+        time.sleep(0.3)
+        os.kill(mount.daemon_pid(), signal.SIGTERM)
+        cell('frozen x SIGTERM ends the connection', stuck.ended_within(3))
+        idle.kill()
+        idle.ended_within(2)
+        subprocess.run(['fsfreeze', '-u', slow], check=True)
+
+
 # ---- hashing ----
 
 HUGE = 15 << 40  # of holes: hours
@@ -324,6 +402,7 @@ def plain(*options):
         long_hashes(mount, tree)
         one_of_two_is_killed(mount, tree)
         signals(mount, tree)
+    frozen(*options)
     end_while_hashing('SIGTERM')
     end_while_hashing('umount')
 
