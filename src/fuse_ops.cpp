@@ -282,6 +282,7 @@ void start_open(fuse_req_t request, NodeId node, const struct fuse_file_info& fi
   wanted.node = node;
   wanted.flags = file.flags;
   wanted.who = requester_of(request);
+  wanted.name = context.table.take_lookup(node, wanted.who.pid);
   wanted.kill_suidgid = file.kill_suidgid != 0;
   wanted.created = std::move(created);
   wanted.unnamed = unnamed;

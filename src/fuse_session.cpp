@@ -261,16 +261,22 @@ class Session final : public FuseSession {
 
   // What others changed, the kernel asks for again.
   TreeWatch::Listener listener() {
-    return {[this](dev_t device, ino_t inode, const std::function<bool()>& is_gone) {
+    return {[this](dev_t device, ino_t inode, const std::function<std::optional<nlink_t>()>& links) {
               const auto nodes = table_->numbers_of(device, inode);
               if (nodes.empty()) return;
-              const bool deleted = is_gone();
+              const auto left = links();
+              const bool deleted = left && *left == 0;
               for (const NodeId node : nodes) {
                 drop_attributes(node);
+                // From now on each of its names must be looked up, so that an open is judged and logged by the one it used.
+                if (const auto name = left && *left > 1 ? table_->name_of(node) : std::nullopt) expire_now(name->first, name->second);
                 if (!deleted) continue;
                 files_.let_go(node);
                 table_->let_go(node);
               }
+            },
+            [this](dev_t device, ino_t inode) {
+              for (const NodeId node : table_->numbers_of(device, inode)) table_->was_moved(node);
             },
             [this](dev_t device, ino_t directory, const std::string& name) {
               for (const NodeId node : table_->numbers_of(device, directory)) {

@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
 #include <mutex>
 #include <random>
@@ -18,8 +19,9 @@
 namespace imafs {
 namespace {
 
-constexpr std::size_t kMaxNames = 8;  // of a file with many links: those looked up last
-constexpr int kMaxDepth = 4096;       // of a path; a guard, the tree has no loops
+constexpr std::size_t kMaxNames = 64;      // of a file: those looked up last. Of who opens it by another one it is not known by which.
+constexpr std::size_t kMaxPaths = 64;      // that these, and former names of directories, may add up to
+constexpr std::size_t kMaxLookups = 16384;  // of threads that have not opened what they looked up
 
 // Which file it is. The birth time tells a new file from an old one that had the same inode number.
 struct Identity {
@@ -36,10 +38,11 @@ struct HashIdentity {
   }
 };
 
-struct Name {
+struct Alias {
   NodeId parent = 0;
   std::uint32_t tid = 0;  // of the thread that looked it up last
   std::string name;
+  bool is_former = false;  // the file was moved, and who looked it up before may still open it
 };
 
 struct Node {
@@ -50,8 +53,9 @@ struct Node {
   std::uint64_t told = 0;      // fingerprint of what the kernel was told last
   std::uint32_t children = 0;  // names of other nodes that lead through this one
   bool may_have_names = false;
+  bool lacks_names = false;    // it has, or had, names that are not among these
   bool is_hidden_device = false;  // the kernel does not know which device it is
-  std::vector<Name> names;     // the last one looked up is at the end
+  std::vector<Alias> names;     // the last one looked up is at the end
 };
 
 struct Seen {
@@ -175,6 +179,14 @@ class Table final : public InodeTable {
   void did_rename(NodeId parent, std::string_view name, NodeId new_parent, std::string_view new_name, bool exchanged) override;
   Pin will_unlink(NodeId parent, std::string_view name) override;
   std::string path_of(NodeId id, std::uint32_t tid) const override;
+  std::string path_of(const InodeTable::Name& name) const override;
+  std::optional<InodeTable::Name> take_lookup(NodeId id, std::uint32_t tid) override;
+  EventSource::Names names_of(NodeId id, std::uint64_t links) const override;
+  void was_moved(NodeId id) override {
+    const std::lock_guard lock(mutex_);
+    const auto found = nodes_.find(id);
+    if (found != nodes_.end()) found->second.lacks_names = true;
+  }
   std::optional<std::pair<NodeId, std::string>> name_of(NodeId id) const override;
 
  private:
@@ -183,7 +195,9 @@ class Table final : public InodeTable {
                       std::uint32_t tid);
   void end_pin(NodeId id, bool keep) override;
   void set_name(NodeId id, NodeId parent, std::string_view name, std::uint32_t tid);
-  void drop_name(Name& name);
+  void drop_name(Alias& name);
+  void note_lookup(NodeId id, NodeId parent, std::string_view name, std::uint32_t tid);
+  std::string path_from(NodeId id, std::string_view last, std::uint32_t tid) const;
   void erase_if_unused(NodeId id);
   std::optional<std::uint16_t> mount_of(NodeId id) const;
   NodeId known(std::uint16_t mount, const Seen& seen) const;
@@ -199,6 +213,8 @@ class Table final : public InodeTable {
   std::unordered_map<NodeId, Node> nodes_;
   std::unordered_map<Identity, NodeId, HashIdentity> by_identity_;
   NodeId next_id_ = kRootNode + 1;
+  std::unordered_map<std::uint32_t, std::pair<NodeId, InodeTable::Name>> lookups_;  // by thread, of files with several names
+  std::atomic<bool> has_lookups_{false};
   PathCache cache_;
   struct Pinned {
     PathFd fd;
@@ -292,34 +308,56 @@ Result<InodeTable::Found> Table::enter(int fd, NodeId parent, int directory, std
 
 void Table::set_name(NodeId id, NodeId parent, std::string_view name, std::uint32_t tid) {
   Node& node = nodes_.at(id);
-  auto found = std::find_if(node.names.begin(), node.names.end(),
-                            [&](const Name& one) { return one.parent == parent && one.name == name; });
-  if (found != node.names.end()) {
-    if (tid == kNobody) return;
+  if (node.may_have_names) note_lookup(id, parent, name, tid);
+  const auto found = std::find_if(node.names.begin(), node.names.end(),
+                                  [&](const Alias& one) { return one.parent == parent && one.name == name; });
+  const bool is_known = found != node.names.end();
+  if (is_known && !found->is_former && (tid == kNobody || (node.names.size() == 1))) {
+    if (tid != kNobody) found->tid = tid;
+    return;
+  }
+  // Directories and files with one link have one name: the last.
+  for (Alias& one : node.names) one.is_former = one.is_former || !node.may_have_names;
+  if (is_known) {
+    found->is_former = false;
     found->tid = tid;
     std::rotate(found, found + 1, node.names.end());
     return;
   }
-  // Directories and files with one link have one name: the last.
-  const std::size_t keep = node.may_have_names ? kMaxNames - 1 : 0;
-  while (node.names.size() > keep) {
-    Name old = std::move(node.names.front());
-    node.names.erase(node.names.begin());
-    if (old.parent != parent) {
-      drop_name(old);
-    } else {
-      --nodes_.at(parent).children;
-    }
-  }
   const auto above = nodes_.find(parent);
   if (above == nodes_.end()) return;
   ++above->second.children;
+  while (node.names.size() >= kMaxNames) {
+    Alias old = std::move(node.names.front());
+    node.names.erase(node.names.begin());
+    node.lacks_names = true;
+    drop_name(old);
+  }
   // A name that nobody used yet goes before the one in use.
   node.names.insert(tid == kNobody ? node.names.begin() : node.names.end(), {parent, tid, std::string(name)});
   if (!node.may_have_names) node.names.shrink_to_fit();
 }
 
-void Table::drop_name(Name& name) {
+void Table::note_lookup(NodeId id, NodeId parent, std::string_view name, std::uint32_t tid) {
+  if (tid == kNobody) return;
+  if (lookups_.size() >= kMaxLookups) lookups_.clear();
+  lookups_[tid] = {id, {parent, std::string(name)}};
+  has_lookups_ = true;
+}
+
+std::optional<InodeTable::Name> Table::take_lookup(NodeId id, std::uint32_t tid) {
+  if (!has_lookups_) return std::nullopt;
+  const std::lock_guard lock(mutex_);
+  const auto found = lookups_.find(tid);
+  if (found == lookups_.end()) return std::nullopt;
+  auto lookup = std::move(found->second);
+  lookups_.erase(found);
+  has_lookups_ = !lookups_.empty();
+  if (lookup.first != id) return std::nullopt;
+  return std::move(lookup.second);
+}
+
+void Table::drop_name(Alias& name) {
   const auto above = nodes_.find(name.parent);
   if (above == nodes_.end()) return;
   --above->second.children;
@@ -338,7 +376,7 @@ void Table::erase_if_unused(NodeId id) {
       cache_.close_later(std::move(pin->second.fd));
       pinned_.erase(pin);
     }
-    std::vector<Name> names = std::move(node.names);
+    std::vector<Alias> names = std::move(node.names);
     nodes_.erase(found);
     // Several names are rare; the chain of parents is walked without recursion for the first.
     for (std::size_t i = 1; i < names.size(); ++i) drop_name(names[i]);
@@ -487,15 +525,10 @@ void Table::rename_one(NodeId parent, std::string_view name, NodeId new_parent, 
   if (id == 0 || id == kRootNode) return;
   Node& node = nodes_.at(id);
   const auto old = std::find_if(node.names.begin(), node.names.end(),
-                                [&](const Name& one) { return one.parent == parent && one.name == name; });
+                                [&](const Alias& one) { return one.parent == parent && one.name == name; });
   const std::uint32_t tid = old == node.names.end() ? 0 : old->tid;
+  if (old != node.names.end()) old->is_former = true;
   set_name(id, new_parent, new_name, tid);
-  const auto gone = std::find_if(node.names.begin(), node.names.end(),
-                                 [&](const Name& one) { return one.parent == parent && one.name == name; });
-  if (gone == node.names.end()) return;
-  Name dropped = std::move(*gone);
-  node.names.erase(gone);
-  drop_name(dropped);
 }
 
 void Table::did_rename(NodeId parent, std::string_view name, NodeId new_parent, std::string_view new_name, bool exchanged) {
@@ -517,13 +550,24 @@ bool Table::is_inside(NodeId id, dev_t device, ino_t inode) const {
 
 std::string Table::path_of(NodeId id, std::uint32_t tid) const {
   const std::lock_guard lock(mutex_);
+  return path_from(id, "", tid);
+}
+
+std::string Table::path_of(const InodeTable::Name& name) const {
+  const std::lock_guard lock(mutex_);
+  return path_from(name.parent, name.name, kNobody);
+}
+
+// REQUIRES: the mutex is held.
+std::string Table::path_from(NodeId id, std::string_view last, std::uint32_t tid) const {
   std::vector<std::string_view> parts;
-  for (int depth = 0; id != kRootNode && depth < kMaxDepth; ++depth) {
+  if (!last.empty()) parts.push_back(last);
+  while (id != kRootNode && parts.size() <= nodes_.size()) {  // moves outside the mount can make the table's view of it a loop
     const auto found = nodes_.find(id);
     if (found == nodes_.end() || found->second.names.empty()) break;
-    const std::vector<Name>& names = found->second.names;
-    const auto own = std::find_if(names.rbegin(), names.rend(), [&](const Name& name) { return name.tid == tid; });
-    const Name& name = own == names.rend() ? names.back() : *own;
+    const std::vector<Alias>& names = found->second.names;
+    const auto own = std::find_if(names.rbegin(), names.rend(), [&](const Alias& name) { return name.tid == tid; });
+    const Alias& name = own == names.rend() ? names.back() : *own;
     parts.push_back(name.name);
     id = name.parent;
   }
@@ -535,11 +579,48 @@ std::string Table::path_of(NodeId id, std::uint32_t tid) const {
   return path.empty() ? "/" : path;
 }
 
+EventSource::Names Table::names_of(NodeId id, std::uint64_t links) const {
+  struct Partial {
+    NodeId above;
+    std::string reversed;  // what is below it, last byte first
+    std::size_t depth;
+  };
+  EventSource::Names all;
+  const std::lock_guard lock(mutex_);
+  const auto file = nodes_.find(id);
+  const auto is_current = [](const Alias& one) { return !one.is_former; };
+  all.is_complete = file != nodes_.end() && static_cast<std::uint64_t>(std::count_if(file->second.names.begin(), file->second.names.end(), is_current)) >= links;
+  std::vector<Partial> open{{id, "", 0}};
+  while (!open.empty() && all.is_complete) {
+    Partial one = std::move(open.back());
+    open.pop_back();
+    if (one.above == kRootNode) {
+      all.paths.emplace_back(one.reversed.rbegin(), one.reversed.rend());
+      continue;
+    }
+    const auto found = nodes_.find(one.above);
+    // No way up, an unknown one, or a loop: the table's view of what was moved outside the mount.
+    if (found == nodes_.end() || found->second.names.empty() || found->second.lacks_names || one.depth > nodes_.size()) {
+      all.is_complete = false;
+      break;
+    }
+    const std::vector<Alias>& names = found->second.names;
+    for (std::size_t i = 0; i < names.size(); ++i) {
+      Partial next{names[i].parent, i + 1 < names.size() ? one.reversed : std::move(one.reversed), one.depth + 1};
+      next.reversed.append(names[i].name.rbegin(), names[i].name.rend());
+      next.reversed += '/';
+      open.push_back(std::move(next));
+    }
+    if (all.paths.size() + open.size() > kMaxPaths) all.is_complete = false;
+  }
+  return all;
+}
+
 std::optional<std::pair<NodeId, std::string>> Table::name_of(NodeId id) const {
   const std::lock_guard lock(mutex_);
   const auto found = nodes_.find(id);
   if (found == nodes_.end() || found->second.names.empty()) return std::nullopt;
-  const Name& name = found->second.names.back();
+  const Alias& name = found->second.names.back();
   return std::pair(name.parent, name.name);
 }
 

@@ -51,8 +51,7 @@ Status OpenFiles::measure(Opening& opening, Writers& writers) {
     return {};
   }
   const auto [device, inode] = table_.identity_of(file.node);
-  if (opening.path.empty()) opening.path = table_.path_of(file.node, opening.request.who.pid);
-  const NamedFile named{file.anchor.get(), opening.path, device, inode};
+  const NamedFile named{file.anchor.get(), path_of(opening), device, inode};
   if (direct && doubted) {
     // The kernel, which knows that it did not change, measures nothing: look at the content, though its reader asked for
     // O_DIRECT.

@@ -96,8 +96,16 @@ class OpenFiles::RequestFacts final : public EventSource {
     return credentials_;
   }
   std::string_view path() override {
-    if (opening_.path.empty()) opening_.path = files_.table_.path_of(opening_.request.node, opening_.request.who.pid);
-    return opening_.path;
+    return files_.path_of(opening_);
+  }
+  const Names& names() override {
+    if (!names_) {
+      struct stat attr {};
+      const bool is_seen = opening_.file->anchor && ::fstat(opening_.file->anchor.get(), &attr) == 0;
+      names_ = is_seen ? files_.table_.names_of(opening_.request.node, attr.st_nlink) : Names{{}, false};
+      if (names_->is_complete && opening_.request.name) names_->paths.push_back(files_.path_of(opening_));
+    }
+    return *names_;
   }
   const FileSystem& file_system() override {
     const int fd = readable_fd();
@@ -113,6 +121,7 @@ class OpenFiles::RequestFacts final : public EventSource {
   OpenFiles& files_;
   Opening& opening_;
   std::optional<Credentials> credentials_;
+  std::optional<Names> names_;
   bool asked_ = false;
 };
 
@@ -300,6 +309,14 @@ Status OpenFiles::learn_content(Opening& opening) {
   return {};
 }
 
+const std::string& OpenFiles::path_of(Opening& opening) const {
+  if (opening.path.empty()) {
+    const auto& own = opening.request.name;
+    opening.path = own ? table_.path_of(*own) : table_.path_of(opening.request.node, opening.request.who.pid);
+  }
+  return opening.path;
+}
+
 Status OpenFiles::store_violation(File& file, Violation violation, const Requester& who, const std::string& path) {
   const auto [device, inode] = table_.identity_of(file.node);
   return gate_.store_violation(violation, NamedFile{file.anchor.get(), path, device, inode}, who);
@@ -346,8 +363,7 @@ Status OpenFiles::judge_reading(Opening& opening) {
       if (writers == Writers::kOthers) emit = watches;
     });
     if (emit) {
-      if (opening.path.empty()) opening.path = table_.path_of(file.node, opening.request.who.pid);
-      status = store_violation(file, Violation::kOpenWriters, opening.request.who, opening.path);
+      status = store_violation(file, Violation::kOpenWriters, opening.request.who, path_of(opening));
     }
     if (status) status = measure(opening, writers);
     if (status && is_busy_text) status = fail(ETXTBSY, "open for writing");
@@ -383,8 +399,7 @@ Status OpenFiles::judge_writing(Opening& opening) {
     bool emit = false;
     cache_.with(file.node, [&](FileRecord& record) { emit = record.take_tomtou(); });
     if (emit) {
-      if (opening.path.empty()) opening.path = table_.path_of(file.node, opening.request.who.pid);
-      status = store_violation(file, Violation::kToMToU, opening.request.who, opening.path);
+      status = store_violation(file, Violation::kToMToU, opening.request.who, path_of(opening));
     }
   }
   if (status && !opening.orders.empty()) {

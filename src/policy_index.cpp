@@ -154,16 +154,19 @@ void PolicyIndex::narrow(Kind kind, std::initializer_list<std::uint64_t> values,
   for (std::size_t i = 0; i < words_; ++i) bits[i] &= fits[i];
 }
 
-void PolicyIndex::narrow_by_path(std::string_view path, RuleBits& bits) const {
+void PolicyIndex::narrow_by_names(const EventSource::Names& names, RuleBits& bits) const {
+  if (!names.is_complete) return;
   const ConditionIndex& index = kinds_[kPath];
   thread_local RuleBits fits;
   fits = index.others();
-  std::uint64_t hash = kHashStart;
-  std::size_t hashed = 0;
-  for (const std::size_t length : path_lengths_) {
-    if (length > path.size()) break;
-    while (hashed < length) hash = hash_on(hash, path[hashed++]);
-    index.add(hash, fits);
+  for (const std::string& path : names.paths) {
+    std::uint64_t hash = kHashStart;
+    std::size_t hashed = 0;
+    for (const std::size_t length : path_lengths_) {
+      if (length > path.size()) break;
+      while (hashed < length) hash = hash_on(hash, path[hashed++]);
+      index.add(hash, fits);
+    }
   }
   for (std::size_t i = 0; i < words_; ++i) bits[i] &= fits[i];
 }
@@ -193,7 +196,7 @@ const RuleBits& PolicyIndex::candidates(const Event& event) const {
       narrow(kEgid, {ids->egid, ids->can_setgid ? ids->sgid : ids->egid, ids->can_setgid ? ids->gid : ids->egid}, bits);
     }
   }
-  if (asks(kPath, bits)) narrow_by_path(event.source->path(), bits);
+  if (asks(kPath, bits)) narrow_by_names(event.source->names(), bits);
   return bits;
 }
 

@@ -81,7 +81,7 @@ class PolicyIndex {
   // Whether a rule that is left has a condition of this kind, so that the event's value has to be known.
   bool asks(Kind kind, const RuleBits& bits) const;
   void narrow(Kind kind, std::initializer_list<std::uint64_t> values, RuleBits& bits) const;
-  void narrow_by_path(std::string_view path, RuleBits& bits) const;
+  void narrow_by_names(const EventSource::Names& names, RuleBits& bits) const;
 
   std::size_t words_;
   std::array<ConditionIndex, kKinds> kinds_;

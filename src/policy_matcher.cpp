@@ -76,8 +76,12 @@ bool matches(const Rule& rule, const Event& event) {
   if (rule.fgroup && !rule.fgroup->holds(event.fgroup)) return false;
   if (!matches_ids(rule, event) || !matches_file_system(rule, event) || !matches_labels(rule, event)) return false;
   if (rule.paths.empty()) return true;
-  const std::string_view path = event.source->path();
-  return std::any_of(rule.paths.begin(), rule.paths.end(), [&](const std::string& glob) { return glob_matches(glob, path); });
+  const EventSource::Names& names = event.source->names();
+  if (!names.is_complete) return !is_dont(rule.action);
+  const auto fits = [&](const std::string& path) {
+    return std::any_of(rule.paths.begin(), rule.paths.end(), [&](const std::string& glob) { return glob_matches(glob, path); });
+  };
+  return is_dont(rule.action) ? std::all_of(names.paths.begin(), names.paths.end(), fits) : std::any_of(names.paths.begin(), names.paths.end(), fits);
 }
 
 // Lets `rule` decide its class, if that is open and the rule matches.

@@ -79,7 +79,10 @@ class Watch final : public TreeWatch {
   }
 
   bool begin(BackingTree& tree) {
-    events_.reset(::fanotify_init(FAN_CLASS_NOTIF | FAN_CLOEXEC | FAN_NONBLOCK | FAN_REPORT_FID | FAN_REPORT_DFID_NAME, O_RDONLY));
+    // With the file that a name is of, where the kernel tells (Linux 5.17); <sys/fanotify.h> of Debian 12 has no name for it.
+    constexpr unsigned flags = FAN_CLASS_NOTIF | FAN_CLOEXEC | FAN_NONBLOCK | FAN_REPORT_FID | FAN_REPORT_DFID_NAME, target = 0x1000;
+    events_.reset(::fanotify_init(flags | target, O_RDONLY));
+    if (!events_) events_.reset(::fanotify_init(flags, O_RDONLY));
     wake_.reset(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
     if (!events_ || !wake_) return false;
     for (std::uint16_t mount = 0; mount < tree.mounts(); ++mount) add(tree, mount);
@@ -241,6 +244,7 @@ class Watch final : public TreeWatch {
     each_info(head, event, [&](const struct fanotify_event_info_fid& info) {
       if (info.hdr.info_type == FAN_EVENT_INFO_TYPE_DFID_NAME && (head.mask & kNameEvents) != 0) name_changed(info);
       if (info.hdr.info_type == FAN_EVENT_INFO_TYPE_FID && (head.mask & (FAN_ATTRIB | kWriteEvents)) != 0) inode_changed(info, head.mask);
+      if (info.hdr.info_type == FAN_EVENT_INFO_TYPE_FID && (head.mask & (FAN_MOVED_FROM | FAN_MOVED_TO)) != 0) inode_moved(info);
     });
   }
 
@@ -307,6 +311,13 @@ class Watch final : public TreeWatch {
     listener_.name_changed(directory->device, directory->number, name);
   }
 
+  void inode_moved(const struct fanotify_event_info_fid& info) {
+    struct stat attr {};
+    auto inode = inode_of(info);
+    if (!inode && open(info, attr)) inode = Inode{attr.st_dev, attr.st_ino};
+    if (inode) listener_.moved(inode->device, inode->number);
+  }
+
   void inode_changed(const struct fanotify_event_info_fid& info, std::uint64_t mask) {
     struct stat attr {};
     UniqueFd fd;
@@ -315,7 +326,9 @@ class Watch final : public TreeWatch {
     if (!inode && opened()) inode = Inode{attr.st_dev, attr.st_ino};
     if (!inode) return;
     const bool again = disturb(*inode);
-    listener_.attributes_changed(inode->device, inode->number, [&] { return (mask & FAN_ATTRIB) != 0 && opened() && attr.st_nlink == 0; });
+    listener_.attributes_changed(inode->device, inode->number, [&] {
+      return (mask & FAN_ATTRIB) != 0 && opened() ? std::optional<nlink_t>(attr.st_nlink) : std::nullopt;
+    });
     if ((mask & FAN_MODIFY) == 0 || !again || !opened()) return;
     if (::fanotify_mark(events_.get(), FAN_MARK_ADD | FAN_MARK_IGNORED_MASK | FAN_MARK_IGNORED_SURV_MODIFY | FAN_MARK_EVICTABLE,
                         FAN_MODIFY, AT_FDCWD, ProcPath(fd.get()).get()) == 0) {
@@ -338,7 +351,7 @@ class Watch final : public TreeWatch {
     for (auto one = kept; one != ignored_.end(); ++one) {
       ::fanotify_mark(events_.get(), FAN_MARK_REMOVE | FAN_MARK_IGNORED_MASK, FAN_MODIFY, AT_FDCWD, ProcPath(one->fd.get()).get());
       disturb(one->inode);
-      listener_.attributes_changed(one->inode.device, one->inode.number, [] { return false; });
+      listener_.attributes_changed(one->inode.device, one->inode.number, [] { return std::nullopt; });
     }
     ignored_.erase(kept, ignored_.end());
     const std::lock_guard lock(mutex_);

@@ -109,6 +109,19 @@ class InodeTable {
   // The absolute path inside the mount ("/usr/bin/env"), by the name `tid` looked up last, else the
   // name looked up last by anybody; a deleted file keeps its last name.
   virtual std::string path_of(NodeId id, std::uint32_t tid) const = 0;
+  // Of a file with several names: the one that thread looked up last, if it was this file's, told once. An open takes it when it
+  // comes: what others look up later does not change it. Nothing: it has one name, or the kernel knew it.
+  struct Name {
+    NodeId parent = 0;
+    std::string name;
+  };
+  virtual std::optional<Name> take_lookup(NodeId id, std::uint32_t tid) = 0;
+  virtual std::string path_of(const Name& name) const = 0;
+  // All names by which somebody may have opened the file, those that it, or a directory above it, had before included.
+  // `links`: how many it has now. Incomplete: there may be others.
+  virtual EventSource::Names names_of(NodeId id, std::uint64_t links) const = 0;
+  // It was moved outside the mount: its name is not known until it is looked up again, and may be another one for who has it.
+  virtual void was_moved(NodeId id) = 0;
   // The name it was looked up by last, and in which directory; nothing for the root and dead numbers.
   virtual std::optional<std::pair<NodeId, std::string>> name_of(NodeId id) const = 0;
 

@@ -75,6 +75,7 @@ class OpenFiles {
     NodeId node = 0;
     int flags = 0;  // as FUSE gives them: open(2)'s and 0x20 for exec
     Requester who;
+    std::optional<InodeTable::Name> name;  // by which its own thread has just found it; nothing: not known
     bool unnamed = false;       // made by O_TMPFILE
     bool kill_suidgid = false;  // clear setuid, setgid and capabilities when truncating
     // Whether who asked is being killed; null: never. Called while the answer is owed, on another thread.
@@ -230,6 +231,7 @@ class OpenFiles {
   Status end_writing_phase(File& file);
   Status measure(Opening& opening, Writers& writers);
   Result<Collected> collect(Opening& opening, const MeasureOrder& order, struct stat before, Writers& writers, bool direct);
+  const std::string& path_of(Opening& opening) const;
   Status store_violation(File& file, Violation violation, const Requester& who, const std::string& path);
   bool hashes_inline(const Opening& opening);
 

@@ -25,7 +25,17 @@ class EventSource {
   // Of the requester; nothing if it is gone (a rule that needs it then matches: measuring too much is safe,
   // for dont_ rules it does not match).
   virtual std::optional<Credentials> credentials() = 0;
-  virtual std::string_view path() = 0;  // inside the mount, absolute
+  virtual std::string_view path() = 0;  // inside the mount, absolute: the name it was opened by, as far as that is known
+  // All names it may have been opened by. A rule that measures matches if one of them does, a dont_ rule only if all do; where
+  // names may be missing the one always matches and the other never: measuring too much is safe.
+  struct Names {
+    std::vector<std::string> paths;
+    bool is_complete = true;
+  };
+  virtual const Names& names() {
+    names_.paths.assign(1, std::string(path()));
+    return names_;
+  }
   struct FileSystem {
     std::uint64_t magic = 0;
     std::string name;     // "ext4"
@@ -36,6 +46,9 @@ class EventSource {
   // Of the file and of the requester; empty: none.
   virtual std::string object_label() { return ""; }
   virtual std::string subject_label() { return ""; }
+
+ private:
+  Names names_;
 };
 
 struct Event {

@@ -22,8 +22,9 @@ class TreeWatch {
  public:
   // Called on the watch's own thread, for what other processes did, about 50 ms later.
   struct Listener {
-    // `is_gone`: whether its last name is; asks the file system, so only of what matters.
-    std::function<void(dev_t device, ino_t inode, const std::function<bool()>& is_gone)> attributes_changed;
+    // `links`: how many it has, if that may have changed; asks the file system, so only of what matters.
+    std::function<void(dev_t device, ino_t inode, const std::function<std::optional<nlink_t>()>& links)> attributes_changed;
+    std::function<void(dev_t device, ino_t inode)> moved;  // it has another name, or is in another directory
     std::function<void(dev_t device, ino_t directory, const std::string& name)> name_changed;
     std::function<void()> events_lost;  // the kernel's queue overflowed: anything may have changed
   };
