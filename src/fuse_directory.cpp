@@ -93,7 +93,8 @@ void list(fuse_req_t request, size_t size, off_t offset, struct fuse_file_info* 
 
 void do_opendir(fuse_req_t request, fuse_ino_t node, struct fuse_file_info* file) {
   if (ControlDir::owns(node)) return control_opendir(request, node, file);
-  auto stream = DirectoryStream::open(context_of(request).table, node, caller_of(request));
+  FuseContext& context = context_of(request);
+  auto stream = DirectoryStream::open(context.table, context.directories, context.budget, node, caller_of(request));
   if (!stream) return reply_error(request, stream.error());
   file->fh = reinterpret_cast<std::uint64_t>(stream->get());
   // The kernel checks a cached listing against the directory's times.
@@ -110,8 +111,7 @@ void do_releasedir(fuse_req_t request, fuse_ino_t node, struct fuse_file_info* f
 
 void do_fsyncdir(fuse_req_t request, fuse_ino_t node, int only_data, struct fuse_file_info* file) {
   if (ControlDir::owns(node)) return refuse(request, 0);
-  const int fd = stream_of(file).fd();
-  refuse(request, (only_data != 0 ? ::fdatasync(fd) : ::fsync(fd)) == 0 ? 0 : errno);
+  reply(request, stream_of(file).sync(only_data != 0));
 }
 
 void do_readdir(fuse_req_t request, fuse_ino_t node, size_t size, off_t offset, struct fuse_file_info* file) {

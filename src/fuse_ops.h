@@ -8,6 +8,7 @@
 #include <functional>
 
 #include "absent_names.h"
+#include "directory_stream.h"
 #include "imafs/control_dir.h"
 #include "imafs/fair_workers.h"
 #include "imafs/fuse_session.h"
@@ -32,6 +33,8 @@ struct FuseContext {
   TreeOps& ops;
   Reaper& reaper;
   FairWorkers& workers;
+  DescriptorBudget& budget;
+  OpenDirectories& directories;
   ControlDir& control;
   const TreeWatch* watch;  // null: nobody tells of changes beside the mount
   const NoticeQueue& notices;

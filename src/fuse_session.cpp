@@ -31,6 +31,7 @@ namespace {
 
 // O_PATH descriptors kept for speed; as many may wait to be closed.
 constexpr std::size_t kCachedDescriptors = 300;
+constexpr std::size_t kOpenDirectories = 256;  // that keep their descriptor between two readdirs
 constexpr unsigned kIdleThreads = 16;  // stay when there is nothing to do
 constexpr unsigned kOtherThreads = 16;  // for requests that are in no lane
 constexpr unsigned kMostThreads = 1024;
@@ -98,16 +99,18 @@ class Session final : public FuseSession {
  public:
   Session(SessionOptions options, BackingTree& tree, MeasureGate& gate, ControlDir& control)
       : options_(std::move(options)),
+        budget_(options_.allow_other ? descriptor_limit_ : 0),
+        directories_(std::min(kOpenDirectories, descriptor_limit_ / 32)),
         reaper_(cached_descriptors()),
-        table_(InodeTable::create(tree, cached_descriptors(), reaper_)),
+        table_(InodeTable::create(tree, cached_descriptors(), reaper_, budget_)),
         neighbours_(tree),
-        files_(open_file_options(), kernel(), tree, *table_, gate, reaper_, workers_),
+        files_(open_file_options(), kernel(), tree, *table_, gate, reaper_, workers_, budget_),
         ops_(*table_, files_, options_.passthrough),
         numbers_(table_->identity_of(kRootNode).first),
         masks_(tree, *table_),
         wake_(options_.low_latency),
         lanes_(std::size_t{2} * tree.mounts()),
-        context_{options_, *table_, files_, ops_, reaper_, workers_, control, nullptr, notices_, numbers_, masks_, absent_, wake_, lanes_, [this](auto* connection) { initialize(connection); },
+        context_{options_, *table_, files_, ops_, reaper_, workers_, budget_, directories_, control, nullptr, notices_, numbers_, masks_, absent_, wake_, lanes_, [this](auto* connection) { initialize(connection); },
                  [this](NodeId parent, std::string name) { expire(parent, std::move(name)); }} {}
 
   ~Session() override {
@@ -363,6 +366,8 @@ class Session final : public FuseSession {
   // Destroyed last: until the threads of files_, notices_ and watch_ have ended they may speak to it.
   std::unique_ptr<struct fuse_session, Destroy> session_;
   const std::size_t descriptor_limit_ = descriptor_limit();
+  DescriptorBudget budget_;
+  OpenDirectories directories_;
   Reaper reaper_;
   std::unique_ptr<InodeTable> table_;
   UniqueFd connection_;  // its directory in the fuse control file system

@@ -103,7 +103,8 @@ Result<Seen> look_at(int directory, const char* name, int flags) {
 
 class Table final : public InodeTable {
  public:
-  Table(BackingTree& tree, std::size_t cached, Reaper& reaper) : tree_(tree), reaper_(reaper), cache_(cached, reaper) {
+  Table(BackingTree& tree, std::size_t cached, Reaper& reaper, DescriptorBudget& budget)
+      : tree_(tree), reaper_(reaper), budget_(budget), cache_(cached, reaper) {
     struct stat attr {};
     ::fstat(tree.root(), &attr);
     Node& root = nodes_[kRootNode];
@@ -126,6 +127,11 @@ class Table final : public InodeTable {
   }
   Result<PathFd> path_fd(NodeId id) override;
   Result<struct stat> attributes_of(NodeId id) override;
+  bool has_handle(NodeId id) const override {
+    const std::lock_guard lock(mutex_);
+    const auto found = nodes_.find(id);
+    return found != nodes_.end() && !found->second.handle.bytes.empty();
+  }
   void let_go(NodeId id) override {
     const std::lock_guard lock(mutex_);
     cache_.drop(id);
@@ -177,7 +183,7 @@ class Table final : public InodeTable {
   }
   bool is_inside(NodeId id, dev_t device, ino_t inode) const override;
   void did_rename(NodeId parent, std::string_view name, NodeId new_parent, std::string_view new_name, bool exchanged) override;
-  Pin will_unlink(NodeId parent, std::string_view name) override;
+  Result<Pin> will_unlink(NodeId parent, std::string_view name, uid_t user) override;
   std::string path_of(NodeId id, std::uint32_t tid) const override;
   std::string path_of(const InodeTable::Name& name) const override;
   std::optional<InodeTable::Name> take_lookup(NodeId id, std::uint32_t tid) override;
@@ -208,6 +214,7 @@ class Table final : public InodeTable {
 
   BackingTree& tree_;
   Reaper& reaper_;
+  DescriptorBudget& budget_;
 
   mutable std::mutex mutex_;  // everything below; never held across a system call
   std::unordered_map<NodeId, Node> nodes_;
@@ -220,6 +227,7 @@ class Table final : public InodeTable {
     PathFd fd;
     unsigned attempts = 0;  // at unlinking it, under way
     bool unlinked = false;
+    uid_t user = 0;  // whose share it is in
   };
   std::unordered_map<NodeId, Pinned> pinned_;  // the root, and what is about to be unlinked, or was
 };
@@ -373,6 +381,7 @@ void Table::erase_if_unused(NodeId id) {
     if (mine != by_identity_.end() && mine->second == id) by_identity_.erase(mine);
     cache_.drop(id);
     if (const auto pin = pinned_.find(id); pin != pinned_.end()) {
+      budget_.give_back(pin->second.user);
       cache_.close_later(std::move(pin->second.fd));
       pinned_.erase(pin);
     }
@@ -487,21 +496,23 @@ Result<UniqueFd> Table::open(NodeId id, int flags) {
   return fd;
 }
 
-InodeTable::Pin Table::will_unlink(NodeId parent, std::string_view name) {
+Result<InodeTable::Pin> Table::will_unlink(NodeId parent, std::string_view name, uid_t user) {
   auto directory = path_fd(parent);
-  if (!directory) return {};
+  if (!directory) return Pin();
   UniqueFd fd(::openat((*directory)->get(), std::string(name).c_str(), O_PATH | O_NOFOLLOW | O_CLOEXEC));
-  if (!fd) return {};
+  if (!fd) return Pin();
   const auto seen = look_at(fd.get(), "", AT_EMPTY_PATH);
-  if (!seen || (!S_ISDIR(seen->attr.st_mode) && seen->attr.st_nlink > 1)) return {};
+  if (!seen || (!S_ISDIR(seen->attr.st_mode) && seen->attr.st_nlink > 1)) return Pin();
   auto pin = std::make_shared<const UniqueFd>(std::move(fd));
   const std::lock_guard lock(mutex_);
   const NodeId id = known(mount_of(parent).value_or(0), *seen);
-  if (id == 0 || id == kRootNode) return {};
-  Pinned& pinned = pinned_[id];
-  if (!pinned.fd) pinned.fd = std::move(pin);
-  ++pinned.attempts;
-  return {*this, id};
+  if (id == 0 || id == kRootNode) return Pin();
+  if (!pinned_.contains(id)) {
+    if (!budget_.take(user)) return fail(EMFILE, "the user's share of descriptors is taken");
+    pinned_[id] = {std::move(pin), 0, false, user};
+  }
+  ++pinned_.at(id).attempts;
+  return Pin(*this, id);
 }
 
 void Table::end_pin(NodeId id, bool keep) {
@@ -511,6 +522,7 @@ void Table::end_pin(NodeId id, bool keep) {
   --pin->second.attempts;
   pin->second.unlinked |= keep;
   if (pin->second.attempts > 0 || pin->second.unlinked) return;
+  budget_.give_back(pin->second.user);
   cache_.close_later(std::move(pin->second.fd));
   pinned_.erase(pin);
 }
@@ -626,8 +638,8 @@ std::optional<std::pair<NodeId, std::string>> Table::name_of(NodeId id) const {
 
 }  // namespace
 
-std::unique_ptr<InodeTable> InodeTable::create(BackingTree& tree, std::size_t cached_descriptors, Reaper& reaper) {
-  return std::make_unique<Table>(tree, cached_descriptors, reaper);
+std::unique_ptr<InodeTable> InodeTable::create(BackingTree& tree, std::size_t cached_descriptors, Reaper& reaper, DescriptorBudget& budget) {
+  return std::make_unique<Table>(tree, cached_descriptors, reaper, budget);
 }
 
 }  // namespace imafs

@@ -21,6 +21,7 @@ struct OpenFiles::File {
   // Under the mutex.
   std::uint32_t readers = 0;  // open handles without write access
   std::uint32_t writers = 0;  // open handles with write access
+  std::vector<std::pair<std::uint32_t, std::uint32_t>> users;  // but root: who has it open, and how often
   bool busy = false;
   bool leased = false;  // set by the busy one, cleared by anybody
   bool broken = false;  // a lease was broken while busy
@@ -73,6 +74,7 @@ struct OpenFiles::Handle {
   File* file;
   int reads_from;  // a descriptor of the file's
   bool writes;
+  std::uint32_t user;
   std::uint64_t errors_seen = 0;  // of File::write_errors. Under File::sync_mutex, as is:
   UniqueFd synced_by = UniqueFd();  // its own descriptor, from its first fsync on
 };
@@ -96,6 +98,7 @@ struct OpenFiles::Opening {
   std::string path;  // known once an entry or a rule needs it
 
   bool created = false;  // the open made the file
+  bool is_charged = false;  // counted in File::users
   Writers writers = Writers::kNone;  // who has it open for writing, once that was asked
 
   // IMA: access mode 3 gives neither reading nor writing and counts as neither in the kernel. It breaks leases as a

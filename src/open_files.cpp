@@ -18,13 +18,14 @@ constexpr std::size_t kMayWait = 100;  // descriptors beyond the limit, if there
 // RELEASE can overtake the end of the close(2) it tells of.
 constexpr auto kCloseEnds = std::chrono::milliseconds(2);
 
+constexpr std::size_t kWithoutPassthrough = 3;  // descriptors of an open file: to measure, to read, to write
 constexpr uid_t kOurselves = ~uid_t{0};  // whose jobs are nobody's
 
 }  // namespace
 
 OpenFiles::OpenFiles(Options options, Kernel kernel, BackingTree& tree, InodeTable& table, MeasureGate& gate, Reaper& reaper,
-                     FairWorkers& workers)
-    : options_(options), kernel_(std::move(kernel)), tree_(tree), table_(table), gate_(gate), reaper_(reaper), workers_(workers) {
+                     FairWorkers& workers, DescriptorBudget& budget)
+    : options_(options), kernel_(std::move(kernel)), tree_(tree), table_(table), gate_(gate), reaper_(reaper), workers_(workers), budget_(budget) {
   overseer_ = std::thread([this] { look_after_waiting(); });
   has_neighbours_ = kernel_.has_neighbours();
   if (options_.leases) leases_ = LeaseKeeper::start([this](LeaseKeeper::Breaks breaks) { on_breaks(std::move(breaks)); }, [this] { on_tick(); });
@@ -80,7 +81,9 @@ Status OpenFiles::sync(std::uint64_t handle, bool only_data) {
       code = file.write_error;
     }
     open.errors_seen = file.write_errors;
-    if (auto own = table_.open(file.node, O_RDONLY | O_CLOEXEC)) open.synced_by = std::move(*own);
+    if (!budget_.take(open.user)) return code != 0 ? Status(fail(code, "sync")) : Status();
+    if (auto own = table_.open(file.node, O_RDONLY | O_NONBLOCK | O_CLOEXEC)) open.synced_by = std::move(*own);
+    if (!open.synced_by) budget_.give_back(open.user);
   }
   if (code != 0) return fail(code, "sync");
   return {};
@@ -137,7 +140,7 @@ void OpenFiles::finish(std::unique_ptr<Opening> opening, Status status) {
   if (status) {
     const bool moves_atime = file.reader && (opening->request.flags & O_NOATIME) == 0;
     const UniqueFd& source = moves_atime ? file.reader : file.anchor ? file.anchor : file.writer;
-    auto* const handle = new Handle{&file, source.get(), opening->writes(), file.write_errors, UniqueFd()};
+    auto* const handle = new Handle{&file, source.get(), opening->writes(), opening->request.who.uid, file.write_errors, UniqueFd()};
     result = Opened{reinterpret_cast<std::uint64_t>(handle), file.backing_id, file.keep_cache};
   } else {
     result = fail(status.error());
@@ -145,6 +148,7 @@ void OpenFiles::finish(std::unique_ptr<Opening> opening, Status status) {
   {
     Lock lock(mutex_);
     if (status) ++(opening->writes() ? file.writers : file.readers);
+    if (!status && opening->is_charged) discharge(file, opening->request.who.uid, lock);
     if (status && (opening->request.flags & O_ACCMODE) == O_RDWR) set_writable(file, true, lock);
     file.being_read = false;
     leave_busy(file, lock);
@@ -190,11 +194,13 @@ void OpenFiles::leave_busy(File& file, Lock& lock) {
 void OpenFiles::release(std::uint64_t handle) {
   const std::unique_ptr<Handle> open(reinterpret_cast<Handle*>(handle));
   File& file = *open->file;
+  if (open->synced_by) budget_.give_back(open->user);
   open->synced_by.reset();  // or it would count as somebody who reads
   Lock lock(mutex_);
   auto& count = open->writes ? file.writers : file.readers;
   IMAFS_CHECK(count > 0);
   --count;
+  discharge(file, open->user, lock);
   if (file.busy) {
     file.check_mapped = true;
     return;
@@ -250,6 +256,31 @@ void OpenFiles::ask_again_for_mappings(NodeId node) {
 }
 
 // ---- descriptors ----
+
+// A file costs each user who has it open what it costs us, once.
+bool OpenFiles::charge(Opening& opening, const Lock&) {
+  const std::uint32_t user = opening.request.who.uid;
+  if (user == 0 || opening.is_charged) return true;
+  auto& users = opening.file->users;
+  const auto own = std::find_if(users.begin(), users.end(), [&](const auto& one) { return one.first == user; });
+  if (own != users.end()) {
+    ++own->second;
+  } else {
+    if (!budget_.take(user, options_.passthrough ? 1 : kWithoutPassthrough)) return false;
+    users.emplace_back(user, 1);
+  }
+  opening.is_charged = true;
+  return true;
+}
+
+void OpenFiles::discharge(File& file, std::uint32_t user, const Lock&) {
+  if (user == 0) return;
+  const auto own = std::find_if(file.users.begin(), file.users.end(), [&](const auto& one) { return one.first == user; });
+  if (own == file.users.end() || --own->second > 0) return;
+  *own = file.users.back();
+  file.users.pop_back();
+  budget_.give_back(user, options_.passthrough ? 1 : kWithoutPassthrough);
+}
 
 // REQUIRES: the mutex is held.
 void OpenFiles::unlist(File& file) {

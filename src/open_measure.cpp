@@ -237,6 +237,7 @@ Status OpenFiles::prepare(Opening& opening) {
   {
     const Lock lock(mutex_);
     first = !file.is_open();
+    if (!charge(opening, lock)) return fail(EMFILE, "the user's share of descriptors is taken");
   }
   UniqueFd& created = opening.request.created;
   const bool made_for_reading = created && (::fcntl(created.get(), F_GETFL) & O_ACCMODE) == O_RDONLY;

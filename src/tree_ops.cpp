@@ -226,22 +226,24 @@ Result<TreeOps::Found> TreeOps::make_link(NodeId node, NodeId parent, const char
 Status TreeOps::unlink(NodeId parent, const char* name, const Caller& caller) {
   auto fd = table_.path_fd(parent);
   if (!fd) return fail(fd.error());
-  auto pin = table_.will_unlink(parent, name);
+  auto pin = table_.will_unlink(parent, name, caller.uid);
+  if (!pin) return fail(pin.error());
   const ActAs identity(caller, {{(*fd)->get()}, {(*fd)->get(), name}});
   if (!identity) return fail(EPERM, kNotTaken);
   auto status = done(::unlinkat((*fd)->get(), name, 0), "unlink");
-  if (status) pin.keep();
+  if (status) pin->keep();
   return status;
 }
 
 Status TreeOps::remove_directory(NodeId parent, const char* name, const Caller& caller) {
   auto fd = table_.path_fd(parent);
   if (!fd) return fail(fd.error());
-  auto pin = table_.will_unlink(parent, name);
+  auto pin = table_.will_unlink(parent, name, caller.uid);
+  if (!pin) return fail(pin.error());
   const ActAs identity(caller, {{(*fd)->get()}, {(*fd)->get(), name}});
   if (!identity) return fail(EPERM, kNotTaken);
   auto status = done(::unlinkat((*fd)->get(), name, AT_REMOVEDIR), "rmdir");
-  if (status) pin.keep();
+  if (status) pin->keep();
   return status;
 }
 
@@ -252,14 +254,15 @@ Status TreeOps::rename(NodeId parent, const char* name, NodeId new_parent, const
   auto to = table_.path_fd(new_parent);
   if (!to) return fail(to.error());
   const bool exchange = (flags & RENAME_EXCHANGE) != 0;
-  auto pin = !exchange && (flags & RENAME_NOREPLACE) == 0 ? table_.will_unlink(new_parent, new_name) : InodeTable::Pin();
+  auto pin = !exchange && (flags & RENAME_NOREPLACE) == 0 ? table_.will_unlink(new_parent, new_name, caller.uid) : Result<InodeTable::Pin>(InodeTable::Pin());
+  if (!pin) return fail(pin.error());
   {
     const int source = (*from)->get(), target = (*to)->get();
     const ActAs identity(caller, {{source}, {target}, {source, name}, {target, new_name}});
     if (!identity) return fail(EPERM, kNotTaken);
     if (::renameat2((*from)->get(), name, (*to)->get(), new_name, flags) != 0) return fail(errno_error("rename"));
   }
-  pin.keep();
+  pin->keep();
   table_.did_rename(parent, name, new_parent, new_name, exchange);
   return {};
 }

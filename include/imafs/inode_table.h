@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "imafs/backing_tree.h"
+#include "imafs/descriptor_budget.h"
 #include "imafs/reaper.h"
 #include "imafs/result.h"
 #include "imafs/unique_fd.h"
@@ -37,8 +38,8 @@ class InodeTable {
 
   // `cached_descriptors`: the most O_PATH descriptors kept for speed alone (those of unlinked files
   // come on top, as do those of files on file systems without handles that were opened).
-  // `reaper` outlives the table.
-  static std::unique_ptr<InodeTable> create(BackingTree& tree, std::size_t cached_descriptors, Reaper& reaper);
+  // `budget` and `reaper` outlive the table.
+  static std::unique_ptr<InodeTable> create(BackingTree& tree, std::size_t cached_descriptors, Reaper& reaper, DescriptorBudget& budget);
   virtual ~InodeTable() = default;
 
   struct Found {
@@ -61,6 +62,8 @@ class InodeTable {
   virtual Result<PathFd> path_fd(NodeId id) = 0;
   // By its name where that spares a descriptor, if it is still that file's.
   virtual Result<struct stat> attributes_of(NodeId id) = 0;
+  // Whether it can be opened again wherever it is: it has a file handle.
+  virtual bool has_handle(NodeId id) const = 0;
   virtual void let_go(NodeId id) = 0;  // closes what is kept of it for speed alone
   // A new open file description. `flags` without O_CREAT. Never follows a symlink.
   virtual Result<UniqueFd> open(NodeId id, int flags) = 0;
@@ -103,8 +106,9 @@ class InodeTable {
     InodeTable* table_ = nullptr;
     NodeId id_ = 0;
   };
-  // Before a name is taken away (unlink, rmdir, rename over). Empty: nothing behind it that would get lost.
-  virtual Pin will_unlink(NodeId parent, std::string_view name) = 0;
+  // Before a name is taken away (unlink, rmdir, rename over) by `user`. Empty: nothing behind it that would get lost. EMFILE: the
+  // user has his share of our descriptors.
+  virtual Result<Pin> will_unlink(NodeId parent, std::string_view name, uid_t user) = 0;
 
   // The absolute path inside the mount ("/usr/bin/env"), by the name `tid` looked up last, else the
   // name looked up last by anybody; a deleted file keeps its last name.

@@ -21,6 +21,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "imafs/descriptor_budget.h"
 #include "imafs/fair_turns.h"
 #include "imafs/fair_workers.h"
 #include "imafs/inode_table.h"
@@ -89,12 +90,13 @@ class OpenFiles {
   };
   using Done = std::function<void(Result<Opened>)>;
 
-  // `reaper` and `workers` outlive this; what `kernel` calls outlives them. Nobody else posts to `workers` when this ends.
+  // `reaper`, `workers` and `budget` outlive this; what `kernel` calls outlives them. Nobody else posts to `workers` when this ends.
   OpenFiles(Options options, Kernel kernel, BackingTree& tree, InodeTable& table, MeasureGate& gate,
-            Reaper& reaper, FairWorkers& workers);
+            Reaper& reaper, FairWorkers& workers, DescriptorBudget& budget);
   ~OpenFiles();
 
-  // Measures what the policy asks for, then calls `done`: on this thread or on another one. EINTR: who asked is being killed,
+  // Measures what the policy asks for, then calls `done`: on this thread or on another one. EMFILE: the user has his share of
+  // our descriptors. EINTR: who asked is being killed,
   // or stop() was called. A file is hashed on as long as anybody waits for it.
   void open(Request request, Done done);
   void release(std::uint64_t handle);
@@ -207,6 +209,8 @@ class OpenFiles {
   void carry_out(std::unique_ptr<Opening> opening);
   void hand_over(std::unique_ptr<Opening> opening, std::function<void(std::unique_ptr<Opening>)> go_on);
   Result<UniqueFd> open_backing(const Opening& opening, int flags);
+  bool charge(Opening& opening, const Lock& lock);
+  void discharge(File& file, std::uint32_t user, const Lock& lock);
   Status prepare(Opening& opening);
   Status judge(const Opening& opening);
   Status learn_content(Opening& opening);
@@ -242,6 +246,7 @@ class OpenFiles {
   MeasureGate& gate_;
   Reaper& reaper_;
   FairWorkers& workers_;
+  DescriptorBudget& budget_;
   MeasureCache cache_;
 
   mutable std::mutex mutex_;

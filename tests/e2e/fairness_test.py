@@ -5,6 +5,7 @@ Not counted as somebody else: who opens the very file that is held up, and who c
 import contextlib
 import fcntl
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -203,6 +204,91 @@ def failing_removals(mount, tree):
         cell(f'failing {name} x descriptors', grown < 20, f'{grown} more')
 
 
+def hoard(act, uid=NOBODY):
+    """A user takes what there is with `act(i)`, as often as that goes, and holds it until told to end."""
+    gets, tells = os.pipe()
+    child = Child(lambda: hoard_until_killed(act, tells), uid)
+    os.close(tells)
+    with os.fdopen(gets) as told:
+        return child, int(told.readline() or -1)
+
+
+def hoard_until_killed(act, tells):
+    resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
+    held = []
+    with contextlib.suppress(OSError):
+        while len(held) < 700:
+            held.append(act(len(held)))
+    os.write(tells, b'%d\n' % len(held))
+    time.sleep(60)
+
+
+def unlinked_but_held(directory, i):
+    fd = os.open(f'{directory}/gone{i}', os.O_WRONLY | os.O_CREAT, 0o600)
+    os.close(fd)
+    fd = os.open(f'{directory}/gone{i}', os.O_PATH)
+    os.unlink(f'{directory}/gone{i}')
+    return fd
+
+
+def removed_but_held(directory, i):
+    os.mkdir(f'{directory}/gone{i}')
+    fd = os.open(f'{directory}/gone{i}', os.O_PATH)
+    os.rmdir(f'{directory}/gone{i}')
+    return fd
+
+
+HOARDS = {
+    'files': lambda d, i: os.open(f'{d}/files/{i}', os.O_RDONLY),
+    'directories': lambda d, i: os.open(d, os.O_RDONLY | os.O_DIRECTORY),
+    'unlinked files': unlinked_but_held,
+    'removed directories': removed_but_held,
+}
+
+
+def hoarders(*options):
+    """No user but root may have more than a quarter of what the daemon may have open."""
+    for name, act in HOARDS.items():
+        with Mount('--tpm', 'none', *options, prefix=['prlimit', '--nofile=1024:1024']) as mount:
+            os.chmod(mount.work, 0o755)
+            tree = Tree(mount.backing, mount.path)
+            os.makedirs(tree.backing + '/user/files')
+            for i in range(700 if name == 'files' else 0):
+                write(f'{tree.backing}/user/files/{i}')
+            here = mount.path + '/user'
+            child, count = hoard(lambda i, act=act, here=here: act(here, i))
+            cell(f'a hoard of {name} x a quarter', count == 700 if name == 'directories' else 100 < count <= 256, f'{count}')
+            cell(f'a hoard of {name} x descriptors', descriptors(mount) < 900, f'{descriptors(mount)}')
+            check_others(f'a hoard of {name}', mount, tree, limit=5)
+            child.kill()
+            child.ended_within(5)
+            again, count = hoard(lambda i, act=act, here=here: act(here, f'{i}' if name != 'files' else i))
+            cell(f'a hoard of {name} x its end gives all back', count > 100, f'{count}')
+            again.kill()
+            again.ended_within(5)
+
+
+def idle_directories(mount, tree):
+    """An open directory goes on where it was, whatever became of its descriptor."""
+    path = f'{tree.backing}/others/many'
+    os.mkdir(path)
+    for i in range(2000):
+        write(f'{path}/{i}')
+    os.mkdir(f'{tree.backing}/others/gone')
+    lists = [os.scandir(f'{mount.path}/others/many') for _ in range(300)]
+    some = [{next(one).name for _ in range(10)} for one in lists]
+    held = os.open(f'{mount.path}/others/gone', os.O_RDONLY)
+    rest = [some[i] | {entry.name for entry in one} for i, one in enumerate(lists)]
+    cell('300 directories that are read in turn x each is whole', all(one == {f'{i}' for i in range(2000)} for one in rest))
+    os.rmdir(f'{mount.path}/others/gone')
+    try:
+        left = os.listdir(held)
+    except FileNotFoundError:
+        left = []
+    cell('a removed directory that is open x is empty', left == [], f'{left}')
+    os.close(held)
+
+
 # ---- a file system that does not answer ----
 
 @contextlib.contextmanager
@@ -398,10 +484,12 @@ def plain(*options):
         tree = Tree(mount.backing, mount.path)
         read(mount.path + '/others/known')
         failing_removals(mount, tree)
+        idle_directories(mount, tree)
         foreign_leases(mount, tree)
         long_hashes(mount, tree)
         one_of_two_is_killed(mount, tree)
         signals(mount, tree)
+    hoarders(*options)
     frozen(*options)
     end_while_hashing('SIGTERM')
     end_while_hashing('umount')
