@@ -216,6 +216,10 @@ class Judge {
         refused.push_back(view.name + ": a violation: nobody knows what was read");
         continue;
       }
+      if (!view.is_sound) {
+        refused.push_back(view.name + ": it does not begin with a digest and a name, as its template '" + log_[i].entry.template_name + "' says");
+        continue;
+      }
       switch (demands_.manifest->ask(view.name, view.digest)) {
         case Manifest::Answer::kAllowed: break;
         case Manifest::Answer::kExcluded: ++excluded; break;

@@ -174,6 +174,18 @@ def of_violation(change):
     return edit
 
 
+def of_signed(template):
+    """Another template for all that has a signature: not a byte of what the PCR binds changes."""
+    def edit(e):
+        records = e.records()
+        for record in records:
+            if len(record.fields) == 3 and record.fields[2] and record.template == b'ima-sig':
+                record.template = template
+        assert any(record.template == template for record in records)
+        e.log(records)
+    return edit
+
+
 def renamed(name):
     def change(record):
         record.fields[1] = name + b'\0'
@@ -183,6 +195,13 @@ def renamed(name):
 def as_buffer(record):
     record.template = b'ima-buf'
     record.fields = [record.fields[0], record.fields[1], b'data']
+
+
+def of_template(template):
+    """Another template, and not a byte of what the PCR binds."""
+    def change(record):
+        record.template = template
+    return change
 
 
 def content(data):
@@ -233,7 +252,7 @@ def attributes(clear=0, also=0):
     return change
 
 
-RESTRICTED, FIXED_TPM, DECRYPT, MADE_THERE = 1 << 16, 1 << 1, 1 << 17, 1 << 5
+RESTRICTED, FIXED_TPM, DECRYPT, MADE_THERE, UNLOCKABLE = 1 << 16, 1 << 1, 1 << 17, 1 << 5, 1 << 10
 VERIFIED, MISMATCH, INCOMPLETE = 0, 1, 2
 ALLOW, NO_AK, NO_NONCE = 'allow', 'no ak', 'no nonce'
 
@@ -298,6 +317,17 @@ ROWS = [
     ('a name', 'plain', nth(3, renamed(b'/good')), [ALLOW], MISMATCH, 'log', 'files'),
     ('a template digest alone', 'plain', nth(3, lambda r: setattr(r, 'digest', b'\1' * 32), seal=False), [], MISMATCH, 'log', ''),
     ('the template of an entry', 'plain', nth(3, as_buffer), [ALLOW], MISMATCH, 'log', 'files'),
+    ('the template of an entry alone: its name is data', 'plain', nth(3, of_template(b'd-ng|buf'), seal=False), [ALLOW], MISMATCH, 'files', ''),
+    ('the template of an entry alone: its digest is data', 'plain', nth(3, of_template(b'buf|n-ng'), seal=False), [ALLOW], MISMATCH, 'files', ''),
+    ('the template of an entry alone: it has no digest', 'plain', nth(3, of_template(b'sig|n-ng'), seal=False), [ALLOW], MISMATCH, 'files', ''),
+    ('the template of an entry alone: another type of digest', 'plain', nth(3, of_template(b'ima-ngv2'), seal=False), [ALLOW], MISMATCH, 'files', ''),
+    ('the template of boot_aggregate alone', 'plain', nth(0, of_template(b'sig|n-ng'), seal=False), [], MISMATCH, 'boot_aggregate', ''),
+    ('nothing, of signed files', 'signed', nothing, [], VERIFIED, '', ''),
+    ('nothing, of signed files, compared', 'signed', nothing, [ALLOW], MISMATCH, 'files', ''),
+    ('a signature is data', 'signed', of_signed(b'ima-buf'), [ALLOW], MISMATCH, 'files', ''),
+    ('a signature is the digest', 'signed', of_signed(b'sig|n-ng|d-ng'), [ALLOW], MISMATCH, 'files', ''),
+    ('a signature is the digest, and the digest another one', 'signed', of_signed(b'd-modsig|n-ng|d-ng'), [ALLOW], MISMATCH, 'files', ''),
+    ('a signature is a second digest', 'signed', of_signed(b'd-ng|n-ng|d-ng'), [ALLOW], MISMATCH, 'files', ''),
     ('an entry becomes a violation', 'plain', nth(3, lambda r: setattr(r, 'digest', bytes(32)), seal=False), [ALLOW], MISMATCH, 'log', 'files'),
     ('the PCR of an entry', 'plain', nth(3, lambda r: setattr(r, 'pcr', 11)), [ALLOW], MISMATCH, 'log', 'files'),
     ('an entry of a PCR that no TPM has', 'plain', appended(Record.file(b'/f', pcr=30)), [], INCOMPLETE, '', 'log pcr'),
@@ -338,6 +368,7 @@ ROWS = [
     ('the key was not made in its TPM', 'plain', attributes(clear=MADE_THERE), [], MISMATCH, 'key', ''),
     ('the key decrypts, too', 'plain', attributes(also=DECRYPT), [], MISMATCH, 'key', ''),
     ('the key\'s attributes, known by name', 'plain', attributes(clear=1 << 6), ['--ak', 'AK.name'], MISMATCH, 'key signature', ''),
+    ('the key may be locked after wrong tries', 'plain', attributes(clear=UNLOCKABLE), [], VERIFIED, '', ''),
     ('ak.pub is gone', 'plain', lambda e: os.unlink(e.file('ak.pub')), [], INCOMPLETE, '', 'key'),
     ('ak.pub is gone, the verifier has it', 'plain', lambda e: os.unlink(e.file('ak.pub')), ['--ak', 'AK.pub'], VERIFIED, '', ''),
     ('ak.pub is cut short', 'plain', lambda e: e.edit('ak.pub', lambda d: d[:-1]), [], MISMATCH, 'key', ''),
@@ -369,12 +400,14 @@ class Table(unittest.TestCase):
     def setUpClass(cls):
         cls.work = tempfile.mkdtemp(prefix='imafs-e2e-')
         cls.addClassCleanup(shutil.rmtree, cls.work, ignore_errors=True)
-        for make in (cls.of_one_mount, cls.of_two_pcrs, cls.of_a_name):
+        policies = {cls.of_two_pcrs: 'measure func=FILE_CHECK mask=MAY_READ path=/second/** pcr=11\nmeasure func=FILE_CHECK mask=MAY_READ\n',
+                    cls.of_signed_files: 'measure func=FILE_CHECK mask=MAY_READ template=ima-sig\n'}
+        for make in (cls.of_one_mount, cls.of_two_pcrs, cls.of_a_name, cls.of_signed_files):
             with Mount() as mount:
-                if make == cls.of_two_pcrs:
+                if make in policies:
                     mount.stop()
                     with open(mount.work + '/policy', 'w') as file:
-                        file.write('measure func=FILE_CHECK mask=MAY_READ path=/second/** pcr=11\nmeasure func=FILE_CHECK mask=MAY_READ\n')
+                        file.write(policies[make])
                     mount.options += ['--policy', mount.work + '/policy']
                     mount.start()
                 make(mount)
@@ -446,6 +479,17 @@ class Table(unittest.TestCase):
         shutil.copytree(mount.backing + '/second', cls.work + '/tree/second')
 
     @classmethod
+    def of_signed_files(cls, mount):
+        """A file with another digest than is allowed, and that one for its signature."""
+        cls.keep(mount, 'AK4')
+        with open(mount.backing + '/good', 'w') as file:
+            file.write('malicious')
+        os.setxattr(mount.backing + '/good', 'security.ima', b'\3:\0' + hashlib.sha256(b'good').digest())
+        with open(mount.path + '/good') as file:
+            file.read()
+        cls.quote(mount, 'signed')
+
+    @classmethod
     def of_a_name(cls, mount):
         """A file whose path is longer than a path may be is logged by its last part alone, or by a form of its own."""
         cls.keep(mount, 'AK3')
@@ -464,7 +508,7 @@ class Table(unittest.TestCase):
         cls.quote(mount, 'named')
 
     def words_of(self, source, path, options):
-        ak = {'two': 'AK2', 'named': 'AK3'}.get(source, 'AK')
+        ak = {'two': 'AK2', 'named': 'AK3', 'signed': 'AK4'}.get(source, 'AK')
         words = ['verify', '--quote', path]
         if '--nonce' not in options and NO_NONCE not in options:
             words += ['--nonce', NONCE]
@@ -566,6 +610,10 @@ class Table(unittest.TestCase):
         boot = hashlib.sha256(b''.join(values[pcr] for pcr in range(10) if pcr in values)).hexdigest()
         policy['digests']['boot_aggregate'] = [boot]
         good = not any(r.is_violation() for r in records) and fold(records).get(10) == values[10]
+        # It knows no other templates, and takes an ima-buf entry for one whatever is in it.
+        good = good and all(r.template in (b'ima-ng', b'ima-sig', b'ima-buf') for r in records)
+        if any(r.template == b'ima-buf' and r.name().startswith(b'/') for r in records):
+            return
         for record in records:
             name, digest = record.name().decode(errors='replace'), record.fields[0].split(b':\0', 1)[1].hex()
             if record.template != b'ima-buf' and not any(re.match(exclude, name) for exclude in policy['excludes']):
