@@ -1,6 +1,7 @@
 #include "imafs/launcher.h"
 
 #include <fcntl.h>
+#include <poll.h>
 #include <signal.h>
 #include <spawn.h>
 #include <sys/prctl.h>
@@ -12,19 +13,25 @@
 #include <algorithm>
 #include <array>
 #include <cerrno>
+#include <chrono>
 #include <cstdlib>
+#include <thread>
 
 #include "imafs/bytes.h"
 #include "imafs/posix_file.h"
 
 namespace imafs {
-namespace {
 
 // What the launcher answers: an error of starting the program, or 0 and its status.
-struct Answer {
+struct LauncherAnswer {
   int error = 0;
   int status = 0;
 };
+
+namespace {
+
+using Answer = LauncherAnswer;
+constexpr std::chrono::seconds kAnswerLimit{10}, kEndLimit{3};
 
 std::vector<std::string> plain_environment() {
   std::vector<std::string> variables;
@@ -124,8 +131,31 @@ Result<std::unique_ptr<Launcher>> Launcher::start(std::vector<CommandLine> comma
 
 Launcher::~Launcher() {
   socket_.reset();
+  const auto until = std::chrono::steady_clock::now() + kEndLimit;
+  pid_t ended = 0;
+  while ((ended = ::waitpid(process_, nullptr, WNOHANG)) == 0 && std::chrono::steady_clock::now() < until) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  }
+  if (ended != 0) return;
+  ::kill(process_, SIGKILL);
   while (::waitpid(process_, nullptr, 0) < 0 && errno == EINTR) {
   }
+}
+
+Status Launcher::hear(LauncherAnswer& answer) {
+  const auto until = std::chrono::steady_clock::now() + kAnswerLimit;
+  while (unanswered_ > 0) {
+    const auto left = std::chrono::duration_cast<std::chrono::milliseconds>(until - std::chrono::steady_clock::now());
+    struct pollfd watched {socket_.get(), POLLIN, 0};
+    const int ready = ::poll(&watched, 1, static_cast<int>(std::max<std::int64_t>(0, left.count())));
+    if (ready < 0 && errno == EINTR) continue;
+    if (ready == 0) return fail(ETIMEDOUT, "it has not ended within " + std::to_string(kAnswerLimit.count()) + " s");
+    const ssize_t got = ::recv(socket_.get(), &answer, sizeof answer, MSG_DONTWAIT);
+    if (got < 0 && (errno == EINTR || errno == EAGAIN)) continue;
+    if (got != sizeof answer) return fail(EPIPE, "the process that runs programs is gone");
+    --unanswered_;
+  }
+  return {};
 }
 
 Result<int> Launcher::run(const CommandLine& command) {
@@ -134,13 +164,14 @@ Result<int> Launcher::run(const CommandLine& command) {
   const auto number = static_cast<std::uint8_t>(found - commands_.begin());
   const std::lock_guard lock(mutex_);
   Answer answer;
-  ssize_t got = ::send(socket_.get(), &number, 1, MSG_NOSIGNAL);
-  if (got == 1) {
-    do {
-      got = ::recv(socket_.get(), &answer, sizeof answer, 0);
-    } while (got < 0 && errno == EINTR);
+  // What was not waited for any longer comes first.
+  Status heard = hear(answer);
+  if (heard && ::send(socket_.get(), &number, 1, MSG_NOSIGNAL) != 1) heard = fail(EPIPE, "the process that runs programs is gone");
+  if (heard) {
+    ++unanswered_;
+    heard = hear(answer);
   }
-  if (got != sizeof answer) return fail(EPIPE, "cannot run " + command[0] + ": the process that runs programs is gone");
+  if (!heard) return fail(heard.error().code, "cannot run " + command[0] + ": " + heard.error().what);
   return result_of(answer, command);
 }
 

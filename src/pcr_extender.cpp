@@ -76,12 +76,18 @@ class CommandThread {
 
 class TpmExtender final : public PcrExtender {
  public:
-  TpmExtender(std::string tcti, std::chrono::milliseconds limit, std::function<Status()> revive)
+  TpmExtender(std::string tcti, std::chrono::milliseconds limit, std::function<Status(bool has_failed)> revive)
       : tcti_(std::move(tcti)), limit_(limit), revive_(std::move(revive)) {}
 
   Status start() {
     const std::lock_guard lock(mutex_);
     auto banks = ask_banks();
+    // One that outlived the last mount may be in failure mode.
+    if (!banks && in_failure_mode_ && revive_) {
+      disconnect();
+      if (auto revived = revive_(std::exchange(in_failure_mode_, false)); !revived) return revived;
+      banks = ask_banks();
+    }
     if (!banks) return fail(banks.error());
     banks_ = std::move(*banks);
     identity_ = ask_identity();
@@ -162,7 +168,8 @@ class TpmExtender final : public PcrExtender {
  private:
   Status ask_after_fault() {
     if (revive_) {
-      if (auto revived = revive_(); !revived) return revived;
+      // What put it into failure mode (a full disk) may last: a start that fails is tried again with the next reconnect().
+      if (auto revived = revive_(std::exchange(in_failure_mode_, false)); !revived) return revived;
     }
     auto banks = ask_banks();
     if (!banks) return fail(banks.error());
@@ -178,6 +185,7 @@ class TpmExtender final : public PcrExtender {
     Status status;
     bool lost = false;
     bool timed_out = false;
+    bool tpm_failed = false;
   };
 
   // REQUIRES: mutex_ is held, from here on.
@@ -210,6 +218,7 @@ class TpmExtender final : public PcrExtender {
       // A response code of the TPM leaves the connection as it was; anything else does not.
       job->lost = (code & TSS2_RC_LAYER_MASK) != 0;
       job->timed_out = connection->timed_out();
+      job->tpm_failed = code == TPM2_RC_FAILURE;
       job->status = tpm_error(code, name);
     };
     bool ended = true;
@@ -225,6 +234,7 @@ class TpmExtender final : public PcrExtender {
       lost_ = true;
     }
     timed_out_ = timed_out_ || !ended;
+    in_failure_mode_ = in_failure_mode_ || (ended && job->tpm_failed);
     if (!ended) return fail(ETIMEDOUT, std::string(name) + ": no answer within " + std::to_string(command_limit_.count()) + " ms");
     if (!job->status) return fail(job->status.error());
     return std::move(job->answer);
@@ -270,9 +280,10 @@ class TpmExtender final : public PcrExtender {
 
   const std::string tcti_;
   const std::chrono::milliseconds limit_;
-  const std::function<Status()> revive_;
+  const std::function<Status(bool has_failed)> revive_;
   std::chrono::milliseconds command_limit_ = limit_;  // guarded by mutex_; shorter while a TPM is probed
   bool timed_out_ = false;                            // guarded by mutex_: the last command, since the last reconnect()
+  bool in_failure_mode_ = false;                      // guarded by mutex_: a command was answered so, since the last reconnect()
   std::vector<Bank> banks_;
   std::string identity_;
 
@@ -286,7 +297,7 @@ class TpmExtender final : public PcrExtender {
 }  // namespace
 
 Result<std::unique_ptr<PcrExtender>> open_pcr_extender(const std::string& tcti, std::chrono::milliseconds time_limit,
-                                                       std::function<Status()> revive) {
+                                                       std::function<Status(bool has_failed)> revive) {
   quiet_tpm_library();
   auto extender = std::make_unique<TpmExtender>(tcti, time_limit, std::move(revive));
   if (auto status = extender->start(); !status) return fail(status.error());

@@ -91,7 +91,7 @@ Result<std::unique_ptr<SwtpmProcess>> SwtpmProcess::find_or_start(const std::str
   process->was_running_ = *answers;
   if (process->was_running_) return process;
   if (*found) {
-    if (auto ended = process->end_unreachable(); !ended) return fail(ended.error());
+    if (auto ended = process->end_useless(); !ended) return fail(ended.error());
   }
   if (auto started = process->start(); !started) return fail(started.error());
   return process;
@@ -177,8 +177,8 @@ Result<bool> SwtpmProcess::answers() const {
   return false;
 }
 
-// One that lives and cannot be reached (its sockets are gone) holds the state: it has to go first.
-Status SwtpmProcess::end_unreachable() {
+// One that lives and cannot be reached (its sockets are gone), or is in failure mode, holds the state: it has to go first.
+Status SwtpmProcess::end_useless() {
   (void)::syscall(SYS_pidfd_send_signal, process_.get(), SIGTERM, nullptr, 0);
   if (!has_ended(kStopLimit)) {
     (void)::syscall(SYS_pidfd_send_signal, process_.get(), SIGKILL, nullptr, 0);
@@ -210,14 +210,14 @@ Status SwtpmProcess::start() {
   return {};
 }
 
-Status SwtpmProcess::revive() {
+Status SwtpmProcess::revive(bool has_failed) {
   const auto found = find();
   if (!found) return fail(found.error());
   if (*found) {
     const auto here = answers();
     if (!here) return fail(here.error());
-    if (*here) return {};
-    if (auto ended = end_unreachable(); !ended) return ended;
+    if (*here && !has_failed) return {};
+    if (auto ended = end_useless(); !ended) return ended;
   }
   return start();
 }

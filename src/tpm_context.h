@@ -97,6 +97,9 @@ inline TSS2_RC create_primary(ESYS_CONTEXT* esys, ESYS_TR hierarchy, TPMA_OBJECT
     ecc.symmetric.keyBits.aes = 128;
     ecc.symmetric.mode.aes = TPM2_ALG_CFB;
   } else {
+    // It has no secret that could be guessed. Without this a TPM that was not shut down in order (a swtpm that was killed) counts
+    // a failed try, and locks the key after a few.
+    area.objectAttributes |= TPMA_OBJECT_NODA;
     ecc.scheme.scheme = TPM2_ALG_ECDSA;
     ecc.scheme.details.ecdsa.hashAlg = TPM2_ALG_SHA256;
   }

@@ -26,7 +26,7 @@ Result<SelectedTpm> open_given(const std::string& tcti, std::string reason) {
 Result<SelectedTpm> open_private(const std::string& directory, const RunProgram& run, std::string reason) {
   auto process = SwtpmProcess::find_or_start(directory, run);
   if (!process) return fail(process.error());
-  auto extender = open_pcr_extender((*process)->tcti(), kTpmTimeLimit, [swtpm = process->get()] { return swtpm->revive(); });
+  auto extender = open_pcr_extender((*process)->tcti(), kTpmTimeLimit, [swtpm = process->get()](bool has_failed) { return swtpm->revive(has_failed); });
   if (!extender) {
     if (!(*process)->was_running()) (*process)->stop();
     return fail(extender.error());

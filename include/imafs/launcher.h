@@ -28,6 +28,8 @@ using RunProgram = std::function<Result<int>(const CommandLine&)>;
 // killed while the answer is out: its connection lasts as long as the thread that waits for it.
 Result<int> look_at_mount(const CommandLine& command);
 
+struct LauncherAnswer;
+
 class Launcher {
  public:
   // Forks. REQUIRES: the process has one thread, and holds no lock that must not outlive it. `restrict` runs in the new process
@@ -35,22 +37,27 @@ class Launcher {
   static Result<std::unique_ptr<Launcher>> start(std::vector<CommandLine> commands, const std::function<void()>& restrict,
                                                  const RunProgram& perform = run_program);
 
-  // Ends it. A command that is being performed ends first.
+  // Ends it. A command that is being performed ends first, or is left behind after some seconds.
   ~Launcher();
   Launcher(const Launcher&) = delete;
   Launcher& operator=(const Launcher&) = delete;
 
-  // As `perform`. EPERM: not one of the command lines that start() was given. EPIPE: the launcher is gone.
+  // As `perform`. EPERM: not one of the command lines that start() was given. EPIPE: the launcher is gone. ETIMEDOUT: it takes longer
+  // than ten seconds, or one before it does that nobody waits for any more.
   Result<int> run(const CommandLine& command);
 
  private:
   Launcher(std::vector<CommandLine> commands, UniqueFd socket, pid_t process)
       : commands_(std::move(commands)), process_(process), socket_(std::move(socket)) {}
 
+  // Waits for the answer to the last command. REQUIRES: mutex_ is held.
+  Status hear(LauncherAnswer& answer);
+
   const std::vector<CommandLine> commands_;
   const pid_t process_;
   std::mutex mutex_;
-  UniqueFd socket_;  // guarded by mutex_: one command at a time
+  UniqueFd socket_;              // guarded by mutex_: one command at a time
+  unsigned unanswered_ = 0;      // likewise: commands whose answer has not come
 };
 
 }  // namespace imafs

@@ -28,8 +28,8 @@ class SwtpmProcess {
   bool was_running() const { return was_running_; }
 
   // Starts it again if it has ended: its PCRs begin anew. One that may still live is never replaced: what keeps us from
-  // knowing is the error.
-  Status revive();
+  // knowing is the error. `has_failed`: it lives and is in failure mode, which only a new start ends.
+  Status revive(bool has_failed = false);
   // Ends it and waits until it is gone. Never touches a process that is not this swtpm.
   void stop();
 
@@ -41,7 +41,7 @@ class SwtpmProcess {
   Result<bool> find();
   Result<bool> adopt(pid_t pid);
   Status start();
-  Status end_unreachable();
+  Status end_useless();
   Result<bool> is_ours(pid_t pid) const;
   bool has_ended(std::chrono::milliseconds wait) const;
   Result<bool> answers() const;

@@ -1,13 +1,15 @@
 #!/usr/bin/env python3
 """What an open gets, and what log and PCR hold, under every fault of a TPM. docs/CRASH_MATRIX.md has the table."""
+import contextlib
 import errno
 import os
+import shutil
 import signal
 import subprocess
 import time
 import unittest
 
-from mounting import Mount, free_ports, run_tests
+from mounting import IMAFS, Mount, free_ports, run_tests
 from tpm_proxy import Proxy, Swtpm
 
 TCP_PORT = free_ports(2)  # and the next
@@ -141,7 +143,58 @@ class Faults(unittest.TestCase):
             self.judge(stand, '/a/b/c/d')
 
 
+def imafs(*words):
+    return subprocess.run([IMAFS, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, timeout=60)
+
+
 class PrivateSwtpm(unittest.TestCase):
+    def test_a_swtpm_that_is_killed_again_and_again_still_quotes(self):
+        # Each of these ends is, to a TPM, one without a shutdown; where its keys can be locked it locks them after a few.
+        with Mount() as mount:
+            key = imafs('ak', mount.path).stdout
+            for turn in range(6):
+                os.kill(mount.swtpm_pid(), signal.SIGKILL)
+                write(f'{mount.backing}/{turn}', str(turn))
+                time.sleep(QUIET)
+                self.assertEqual(str(turn), try_read(f'{mount.path}/{turn}'))
+                evidence = f'{mount.work}/quote{turn}'
+                done = imafs('quote', mount.path, '--nonce', '00', '-o', evidence)
+                self.assertEqual(0, done.returncode, done.stderr)
+                self.assertEqual(key, imafs('ak', mount.path).stdout)
+                self.assertEqual(0, imafs('verify', '--quote', evidence, '--nonce', '00', '--ak', evidence + '/ak.pem').returncode)
+
+    def test_one_that_failed_on_a_full_disk_is_started_again_once_there_is_room(self):
+        for remount in (False, True):
+            with self.subTest(remount=remount):
+                mount = Mount()
+                os.mkdir(mount.state)
+                subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=12m', 'none', mount.state], check=True)
+                with mount:
+                    self.fill_and_see(mount, remount)
+
+    def fill_and_see(self, mount, remount):
+        for name in 'ab':
+            write(f'{mount.backing}/{name}', name)
+        with open(mount.state + '/filler', 'wb', buffering=0) as filler, contextlib.suppress(OSError):
+            while filler.write(bytes(65536)):
+                pass
+        tcti = ['-T', f'swtpm:path={mount.state}/tpm/sock']
+        quiet = {'stdout': subprocess.DEVNULL, 'stderr': subprocess.DEVNULL}
+        subprocess.run(['tpm2_nvdefine', *tcti, '0x1500001', '-s', '512'], **quiet)  # the TPM has to write its state
+        self.assertNotEqual(0, subprocess.run(['tpm2_getcap', *tcti, 'pcrs'], **quiet).returncode, 'it has not failed')
+        if remount:
+            os.kill(mount.daemon_pid(), signal.SIGKILL)
+            mount.stop()
+        else:
+            self.assertEqual(errno.EIO, try_read(mount.path + '/a'))
+        os.unlink(mount.state + '/filler')
+        if remount:
+            mount.start()
+        time.sleep(QUIET)
+        self.assertEqual('b', try_read(mount.path + '/b'))
+        self.assertEqual(['/b'], mount.names())
+        self.assertEqual(0, mount.verify().returncode)
+
     def test_it_is_started_again_when_it_dies_and_a_new_log_begins(self):
         with Mount() as mount:
             write(mount.backing + '/a', 'a')
@@ -156,6 +209,33 @@ class PrivateSwtpm(unittest.TestCase):
             self.assertEqual('a', try_read(mount.path + '/a'))
             self.assertEqual(['/b', '/a'], mount.names())
             self.assertEqual(0, mount.verify().returncode)
+
+    def test_one_whose_start_hangs_holds_up_neither_files_nor_the_end(self):
+        mount = Mount()
+        programs = mount.work + '/programs'
+        os.mkdir(programs)
+        with open(programs + '/swtpm', 'w') as file:
+            file.write(f'#!/bin/sh\n[ -e {mount.work}/hangs ] || exec {shutil.which("swtpm")} "$@"\necho $$ >{mount.work}/hangs; exec sleep 1000\n')
+        os.chmod(programs + '/swtpm', 0o755)
+        mount.prefix = ['env', f'PATH={programs}:{os.environ["PATH"]}']
+        for name in 'ab':
+            write(f'{mount.backing}/{name}', name)
+        with mount:
+            self.assertEqual('a', try_read(mount.path + '/a'))
+            write(mount.work + '/hangs', '')
+            os.kill(mount.swtpm_pid(), signal.SIGKILL)
+            time.sleep(QUIET)
+            before = time.monotonic()
+            self.assertEqual(errno.EIO, try_read(mount.path + '/b'))
+            self.assertLess(time.monotonic() - before, 15)
+            daemon = mount.daemon_pid()
+            before = time.monotonic()
+            os.kill(daemon, signal.SIGTERM)
+            mount.wait_for_end()
+            self.assertFalse(os.path.exists(f'/proc/{daemon}/exe'), 'it has not ended')
+            self.assertLess(time.monotonic() - before, 10)
+            with open(mount.work + '/hangs') as file:
+                os.kill(int(file.read()), signal.SIGKILL)
 
     def test_sockets_that_were_removed_end_the_swtpm_and_start_another(self):
         with Mount() as mount:
