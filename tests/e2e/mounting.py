@@ -322,7 +322,8 @@ class Mount:
         for _ in range(200):
             try:
                 with open(f'/proc/{pid}/stat') as stat:
-                    if stat.read().split(') ')[1].startswith('Z'):
+                    # The first thread can be a zombie while the others still hold what is open.
+                    if stat.read().split(') ')[1].startswith('Z') and len(os.listdir(f'/proc/{pid}/task')) == 1:
                         return
             except OSError:
                 return
