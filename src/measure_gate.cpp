@@ -20,8 +20,8 @@
 namespace imafs {
 namespace {
 
-constexpr std::size_t kLegacyNameSize = 255;
 constexpr std::size_t kMaxPathSize = 4095;
+constexpr std::size_t kCutComponentSize = 254;
 
 constexpr std::string_view kPolicyLabel = "imafs";
 
@@ -33,38 +33,20 @@ std::string_view last_component_of(std::string_view path) {
   return slash == std::string_view::npos ? path : path.substr(slash + 1);
 }
 
-// The end of a path, escaped, whole components of it that fit.
-std::string loggable_tail(std::string_view tail, std::size_t room) {
-  for (;;) {
-    std::string name = loggable_name(tail);
-    if (name.starts_with("//")) name.erase(0, 2);
-    if (name.size() <= room) return name;
-    const std::size_t next = tail.find('/', 1);
-    if (next == std::string_view::npos) return "";
-    tail.remove_prefix(next);
-  }
+// What the kernel logs where it does not log the whole path. IMA: a file called boot_aggregate would pass for what a log begins
+// with, so its name has the digest of the whole path before it. No path is logged like that: what follows "//" is a path with
+// bytes as %XX, and "%s" is none of these.
+std::string component_name(std::string_view component, const std::string& whole) {
+  std::string name = loggable_name(component);
+  if (name != "boot_aggregate") return name;
+  return "//%sha256:" + to_hex(hash_of(HashAlgorithm::kSha256, as_bytes(whole)).bytes()) + "/" + name;
 }
 
-// What no other path has: a digest of the whole one, and as much of its end as there is room for. No path is written so:
-// what follows "//" is a path with bytes as %XX, and "%s" is none of these.
-std::string long_name(const std::string& whole, std::size_t room) {
-  const std::string head = "//%sha256:" + to_hex(hash_of(HashAlgorithm::kSha256, as_bytes(whole)).bytes());
-  std::size_t at = whole.size() - std::min(whole.size(), room - std::min(room, head.size()));
-  at = std::min(whole.find('/', at), whole.size());  // whole components
-  return head + loggable_tail(std::string_view(whole).substr(at), room - head.size());
-}
-
-// IMA: of a path longer than PATH_MAX the kernel logs the last component, cut: a file that is called boot_aggregate would pass for what
-// a log begins with.
+// The kernel's rule: the whole path up to PATH_MAX, else the last component, cut.
 std::string entry_name(const std::string& prefix, const std::string& path) {
   const std::string whole = prefix + path;
-  return whole.size() <= kMaxPathSize ? loggable_name(whole) : long_name(whole, kMaxPathSize);
-}
-
-// For the template "ima", which takes the last component of a path of more than 255 bytes.
-std::string short_name(const std::string& prefix, const std::string& path) {
-  std::string name = loggable_name(last_component_of(path));
-  return name == "boot_aggregate" ? long_name(prefix + path, kLegacyNameSize) : name;
+  if (whole.size() <= kMaxPathSize) return loggable_name(whole);
+  return component_name(last_component_of(path).substr(0, kCutComponentSize), whole);
 }
 
 AuditRecord record_of(std::string op, std::string cause, const Requester& requester) {
@@ -275,7 +257,7 @@ HashAlgorithm MeasureGate::legacy_algorithm() const {
 EntryFacts MeasureGate::facts_of(const Template& form, const NamedFile& file) const {
   EntryFacts facts;
   facts.name = entry_name(options_.path_prefix, file.path);
-  facts.last_component = short_name(options_.path_prefix, file.path);
+  facts.last_component = component_name(last_component_of(file.path), options_.path_prefix + file.path);
   const auto wants = [&](std::initializer_list<FieldId> fields) {
     return std::any_of(fields.begin(), fields.end(), [&](FieldId field) { return form.has(field); });
   };

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import unittest
 
-from mounting import Mount, seen_within
+from mounting import Mount, need_mounts, seen_within
 
 USER = 65534
 MIB = 1 << 20
@@ -153,7 +153,5 @@ class Reserved(unittest.TestCase):
 
 
 if __name__ == '__main__':
-    if os.geteuid() != 0:
-        print('needs root')
-        sys.exit(77)
+    need_mounts()
     unittest.main()

@@ -158,7 +158,7 @@ def replay(imafs, data, name, work):
         found += compare_logs(scenario)
         verdict = subprocess.run([imafs, 'verify', MOUNT], stdout=subprocess.PIPE, text=True)
         if verdict.returncode != 0:
-            found.append('+verify: ' + verdict.stdout)
+            found.append('+verify: ' + verdict.stdout.partition('\n')[0])
         return found
     finally:
         os.chdir('/')
