@@ -103,9 +103,13 @@ Result<std::string> Log::trim(std::uint64_t entries) {
     return {};
   });
   if (!journal) {
-    // The whole one is still there. What went to the archive is in it, too.
-    remove_directory(*target);
-    if (!undo_change()) halted_ = Error{EIO, "the trimmed journal cannot be read: " + journal.error().what};
+    // The whole one is still there. What went to the archive is in it, too; until it is back, the archive has it alone.
+    if (undo_change()) {
+      remove_directory(*target);
+      remove_halves();
+    } else {
+      halted_ = Error{EIO, "the trimmed journal cannot be read: " + journal.error().what};
+    }
     return fail(journal.error());
   }
   (*journal)->keep_room();
