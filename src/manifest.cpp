@@ -12,7 +12,9 @@
 namespace imafs {
 namespace {
 
-using Json = nlohmann::ordered_json;
+using Json = nlohmann::json;
+// Keeps the order in which members were added. Each that is added by name is compared with all before it: not for a tree's files.
+using OrderedJson = nlohmann::ordered_json;
 
 // Keylime's LegacyAllowList, which its own tool writes. 0 and 1 say "no policy": such an agent is never asked for its list.
 constexpr int kGenerator = 3;
@@ -185,18 +187,23 @@ OwnEntries own_entries_of(std::string_view ascii_log) {
 
 std::string keylime_policy(const std::vector<ManifestFile>& files, const std::vector<std::string>& excludes, const std::string& log_hash,
                            const OwnEntries& own) {
-  Json digests = Json::object();
-  if (!own.boot_aggregate.empty()) digests["boot_aggregate"] = own.boot_aggregate;
-  for (const ManifestFile& file : files) digests[logged_name_of(file.path)].push_back(file.hex);
-  const Json policy{{"meta", {{"version", 1}, {"generator", kGenerator}}},
-                    {"release", 0},
-                    {"digests", std::move(digests)},
-                    {"excludes", excludes},
-                    {"keyrings", Json::object()},
-                    {"ima", {{"ignored_keyrings", Json::array()}, {"log_hash_alg", log_hash}, {"dm_policy", nullptr}}},
-                    {"ima-buf", own.data},
-                    {"verification-keys", ""}};
-  return policy.dump(1, ' ', false, Json::error_handler_t::replace) + "\n";
+  std::map<std::string, std::vector<std::string>> of_name;
+  for (const ManifestFile& file : files) of_name[logged_name_of(file.path)].push_back(file.hex);
+  if (!own.boot_aggregate.empty()) {
+    std::vector<std::string>& list = of_name["boot_aggregate"];
+    list.insert(list.begin(), own.boot_aggregate.begin(), own.boot_aggregate.end());
+  }
+  const std::vector<std::pair<const std::string, OrderedJson>> members(of_name.begin(), of_name.end());
+  const OrderedJson digests = OrderedJson::object_t(members.begin(), members.end());
+  const OrderedJson policy{{"meta", {{"version", 1}, {"generator", kGenerator}}},
+                           {"release", 0},
+                           {"digests", digests},
+                           {"excludes", excludes},
+                           {"keyrings", OrderedJson::object()},
+                           {"ima", {{"ignored_keyrings", OrderedJson::array()}, {"log_hash_alg", log_hash}, {"dm_policy", nullptr}}},
+                           {"ima-buf", own.data},
+                           {"verification-keys", ""}};
+  return policy.dump(1, ' ', false, OrderedJson::error_handler_t::replace) + "\n";
 }
 
 }  // namespace imafs

@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """What Keylime's agent and verifier do with the log (docs/KEYLIME.md): a reader and a parser written to the same rules."""
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -11,7 +12,7 @@ import tempfile
 import time
 import unittest
 
-from mounting import Mount, run_tests
+from mounting import IMAFS, Mount, run_tests
 from tools_test import fill, tool
 
 
@@ -156,6 +157,15 @@ class Keylime(unittest.TestCase):
                 without = json.loads(tool('manifest', mount.backing, '--format', 'keylime'))
                 self.assertEqual((['/plain'], {}), (list(without['digests']), without['ima-buf']))
         self.assertIn('it is no m', tool('manifest', '/sys/fs', '--own-entries', '/proc', '--format', 'keylime', check=2))
+
+    def test_a_policy_of_a_whole_distribution_is_read_at_once(self):
+        work = tempfile.mkdtemp(prefix='imafs-e2e-')
+        self.addCleanup(shutil.rmtree, work, ignore_errors=True)
+        with open(work + '/policy', 'w') as file:
+            json.dump({'digests': {f'/usr/share/a/package/file{i}': [f'{i:064x}'] for i in range(100_000)}, 'excludes': []}, file)
+        # Time that grows with the square of it would be minutes.
+        done = subprocess.run([IMAFS, 'verify', '--quote', work + '/none', '--allow', work + '/policy'], stderr=subprocess.PIPE, text=True, timeout=30)
+        self.assertIn('/none/quote.msg', done.stderr)
 
     def test_the_log_is_there_when_the_mount_says_so(self):
         with Mount() as mount:
