@@ -146,7 +146,7 @@ Result<struct stat> TreeOps::set_attr(NodeId node, const AttrChange& change, con
     if (auto status = kill_privileges(fd, caller); !status) return fail(status.error());
   }
   if (change.mode || change.atime || change.mtime) {
-    const ActAs identity(caller, {{fd}});
+    const ActAs identity(caller, {{fd}}, groups_for(change.mode.value_or(0)));
     if (!identity) return fail(EPERM, kNotTaken);
     if (change.mode && change_mode(fd, *change.mode & 07777) != 0) return fail(errno_error("chmod"));
     if (change.atime || change.mtime) {

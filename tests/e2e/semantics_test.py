@@ -34,8 +34,8 @@ class Semantics(Twins):
                 self.same(work, prepare)
 
     def test_permissions_are_those_of_the_caller(self):
-        for mode, owner in itertools.product((0o000, 0o400, 0o040, 0o004, 0o200, 0o600, 0o777), (USER, 99)):
-            with self.subTest(mode=oct(mode), owner=owner):
+        for mode, owner, groups in itertools.product((0o000, 0o400, 0o040, 0o004, 0o200, 0o600, 0o777), (USER, 99), ([], [OTHER_GROUP])):
+            with self.subTest(mode=oct(mode), owner=owner, groups=groups):
                 def work(directory):
                     path = directory + '/f'
                     with open(path, 'w') as file:
@@ -46,7 +46,7 @@ class Semantics(Twins):
                                lambda: os.chmod(path, 0o6755), lambda: os.chown(path, -1, OTHER_GROUP), lambda: os.utime(path),
                                lambda: os.utime(path, (1, 1)), lambda: os.setxattr(path, 'user.a', b'b'), lambda: os.unlink(path)]
                     return [(as_user(USER, GROUP, groups, action), described(path) if os.path.lexists(path) else None)
-                            for groups in ([], [OTHER_GROUP]) for action in actions]
+                            for action in actions]
                 self.same(work)
 
     def test_sticky_directories_protect_what_others_own(self):
