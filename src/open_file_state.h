@@ -39,6 +39,8 @@ struct OpenFiles::File {
   std::list<File*>::iterator idle_position;
   std::chrono::steady_clock::time_point idle_since;
   std::deque<std::unique_ptr<Opening>> waiting;
+  std::function<void()> under_way;  // goes on with the open that has it busy, unless a thread has begun to: whoever calls it first does;
+  std::vector<std::uint32_t> lent_by;  // it is in the queues of these users' threads
 
   // Under busy.
   UniqueFd anchor;          // O_RDONLY; also what a backing id is made of, and what a lease is on
@@ -87,6 +89,7 @@ struct OpenFiles::Opening {
   File* file = nullptr;
   bool in_pool = false;  // on a thread of its own, which may wait
   std::atomic<bool> is_cancelled{false};  // who asked is being killed, and nobody else waits for the file
+  std::atomic<bool> is_answered{false};   // who asked is being killed, and has been told so
   // Under waiting_mutex_.
   bool is_listed = false;  // in waiting_, at:
   std::list<Opening*>::iterator place;

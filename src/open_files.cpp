@@ -115,6 +115,7 @@ void OpenFiles::begin(std::unique_ptr<Opening> opening) {
     opening->file = &file;
     if (file.busy && opening->is_listed) {
       file.waiting.push_back(std::move(opening));
+      lend_threads(file, lock);
       return;
     }
     if (file.busy) {
@@ -160,6 +161,7 @@ void OpenFiles::finish(std::unique_ptr<Opening> opening, Status status) {
 
 // Ends a busy time: the next in the queue, or rest.
 void OpenFiles::leave_busy(File& file, Lock& lock) {
+  file.under_way = nullptr;
   if (file.writers == 0 && file.writer) {
     const UniqueFd closing = std::move(file.writer);  // it would count as somebody who writes
   }
@@ -175,7 +177,8 @@ void OpenFiles::leave_busy(File& file, Lock& lock) {
     file.waiting.pop_front();
     file.broken = false;
     // Another thread takes it: a queue of opens must not grow our stack, nor hold up the reply of this one.
-    hand_over(std::move(next), [this](std::unique_ptr<Opening> taken) { run(std::move(taken)); });
+    hand_over(std::move(next), [this](std::unique_ptr<Opening> taken) { run(std::move(taken)); }, &lock);
+    lend_threads(file, lock);
     return;
   }
   file.busy = false;

@@ -162,12 +162,40 @@ void OpenFiles::carry_out(std::unique_ptr<Opening> opening) {
   });
 }
 
-void OpenFiles::hand_over(std::unique_ptr<Opening> opening, std::function<void(std::unique_ptr<Opening>)> go_on) {
+// `held`: the lock of mutex_, if the caller has it.
+void OpenFiles::hand_over(std::unique_ptr<Opening> opening, std::function<void(std::unique_ptr<Opening>)> go_on, const Lock* held) {
+  struct Handed {
+    std::atomic<bool> is_taken{false};
+    std::unique_ptr<Opening> opening;
+    std::function<void(std::unique_ptr<Opening>)> go_on;
+  };
   will_wait(*opening);
   opening->in_pool = true;
   const uid_t user = opening->request.who.uid;
-  auto shared = std::make_shared<std::unique_ptr<Opening>>(std::move(opening));
-  workers_.post(user, [shared, go_on = std::move(go_on)] { go_on(std::move(*shared)); });
+  File& file = *opening->file;
+  const auto handed = std::make_shared<Handed>();
+  handed->opening = std::move(opening);
+  handed->go_on = std::move(go_on);
+  const std::function<void()> under_way = [handed] {
+    if (!handed->is_taken.exchange(true)) handed->go_on(std::move(handed->opening));
+  };
+  std::optional<Lock> own;
+  if (held == nullptr) own.emplace(mutex_);
+  file.under_way = under_way;
+  file.lent_by.assign(1, user);
+  if (own) lend_threads(file, *own);
+  workers_.post(user, under_way);
+}
+
+// The user whose open has the file busy may have as many threads at work as he may: others who wait for the file lend one of theirs.
+void OpenFiles::lend_threads(File& file, const Lock&) {
+  if (!file.under_way) return;
+  for (const auto& one : file.waiting) {
+    const std::uint32_t user = one->request.who.uid;
+    if (std::find(file.lent_by.begin(), file.lent_by.end(), user) != file.lent_by.end()) continue;
+    file.lent_by.push_back(user);
+    workers_.post(user, file.under_way);
+  }
 }
 
 // A descriptor of the file. A lease of somebody else may hold that up for as long as its holder likes, up to a minute: then
@@ -375,6 +403,7 @@ Status OpenFiles::judge_reading(Opening& opening) {
 // What the open itself does to the file, once it is judged. EWOULDBLOCK: a lease of somebody else is in the way; all of it may
 // be tried again.
 Status OpenFiles::act(Opening& opening) {
+  if (opening.is_answered) return fail(EINTR, "answered already");  // who is dead changes nothing any more
   if (opening.writes()) return act_for_writing(opening);
   File& file = *opening.file;
   Status status;

@@ -49,8 +49,8 @@ void OpenFiles::look_after_waiting() {
   }
 }
 
-// Answers those who are being killed. Those in a queue are gone with that; what a thread is at work on goes on while others
-// wait for the same file.
+// Answers those who are being killed. Those in the queue of a file are gone with that; what is under way, or waits for a thread
+// while its user has as many as he may, goes on if others wait for the same file, and ends as soon as it is looked at otherwise.
 void OpenFiles::give_up_killed() {
   std::vector<std::unique_ptr<Opening>> queued;
   std::vector<Done> answers;
@@ -77,7 +77,9 @@ void OpenFiles::give_up_killed() {
     for (Opening* const one : waiting_) {
       if (!one->is_killed || one->file == nullptr) continue;
       one->is_cancelled = one->file->waiting.empty();
-      if (!one->is_cancelled && one->done) answers.push_back(std::exchange(one->done, nullptr));
+      if (!one->done) continue;
+      one->is_answered = true;
+      answers.push_back(std::exchange(one->done, nullptr));
     }
   }
   opens_ended_ += queued.size() + answers.size();

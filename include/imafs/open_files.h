@@ -207,7 +207,8 @@ class OpenFiles {
   // One open (open_measure.cpp, open_collect.cpp, open_watch.cpp). The file is busy, and ours.
   void run(std::unique_ptr<Opening> opening);
   void carry_out(std::unique_ptr<Opening> opening);
-  void hand_over(std::unique_ptr<Opening> opening, std::function<void(std::unique_ptr<Opening>)> go_on);
+  void hand_over(std::unique_ptr<Opening> opening, std::function<void(std::unique_ptr<Opening>)> go_on, const Lock* held = nullptr);
+  void lend_threads(File& file, const Lock&);
   Result<UniqueFd> open_backing(const Opening& opening, int flags);
   bool charge(Opening& opening, const Lock& lock);
   void discharge(File& file, std::uint32_t user, const Lock& lock);

@@ -427,6 +427,20 @@ def long_hashes(mount, tree):
         cell('openers that were killed x nothing is hashed for them', seconds_of_processor(mount) - before < 0.2)
 
 
+def many_long_hashes(mount, tree):
+    """A user has more hashed than he has threads for: the rest of his opens wait for one. Nobody else does."""
+    with hashing(mount, tree, 20) as children:
+        here, i = mount.path + '/others', tree.fresh()
+        children[-1].kill()
+        cell('an opener without a thread x can be killed', children[-1].ended_within(2))
+        queued = [Child(lambda: len(read(f'{here}/big{i}')) - 1024 * 1024, NOBODY) for _ in range(3)]
+        time.sleep(0.3)
+        cell('an open without a thread x others open the same file', Child(lambda: len(read(f'{here}/big{i}')) - 1024 * 1024, 1000).within(4))
+        for child in queued:
+            child.kill()
+        cell('openers without a thread x can be killed', all([child.ended_within(2) for child in queued]))
+
+
 def one_of_two_is_killed(mount, tree):
     """A file is hashed on while anybody waits for it."""
     sparse(tree.backing + '/user/shared', 2 << 30)
@@ -487,6 +501,7 @@ def plain(*options):
         idle_directories(mount, tree)
         foreign_leases(mount, tree)
         long_hashes(mount, tree)
+        many_long_hashes(mount, tree)
         one_of_two_is_killed(mount, tree)
         signals(mount, tree)
     hoarders(*options)
