@@ -50,6 +50,7 @@ Status OpenFiles::measure(Opening& opening, Writers& writers) {
     file.verified = watched;
     return {};
   }
+  opening.is_hashed_anew = true;
   const auto [device, inode] = table_.identity_of(file.node);
   const NamedFile named{file.anchor.get(), path_of(opening), device, inode};
   if (direct && doubted) {

@@ -56,6 +56,7 @@ struct OpenFiles::File {
   bool is_elf = false;
   bool keep_cache = false;  // the kernel's pages are of `cached_version`
   FileVersion cached_version;
+  std::chrono::steady_clock::time_point pages_doubted;  // the last open that told the kernel to drop them, because they might be old
 
   // For handles that have no descriptor of their own to learn write errors from. Changed under `sync_mutex`.
   std::mutex sync_mutex;  // one such fsync(2) at a time: an error it was told is known to the next
@@ -103,6 +104,7 @@ struct OpenFiles::Opening {
   bool created = false;  // the open made the file
   bool is_charged = false;  // counted in File::users
   Writers writers = Writers::kNone;  // who has it open for writing, once that was asked
+  bool is_hashed_anew = false;       // nothing proved that the file is as it was hashed before
 
   // IMA: access mode 3 gives neither reading nor writing and counts as neither in the kernel. It breaks leases as a
   // writer does, and who may ask for it may write: here it is a writer.

@@ -26,6 +26,10 @@ constexpr std::int64_t kInlineSize = 128 * 1024;
 // How often an open that a lease of somebody else holds up is tried again.
 constexpr auto kAskAgain = std::chrono::milliseconds(10);
 
+// The kernel drops pages only some time after our answer to the open that said so. Opens that it finishes in between must not
+// keep them either: so long after the answer it has certainly done it.
+constexpr auto kOpenEnds = std::chrono::seconds(1);
+
 // The mask of the kernel's open event, from the flags: what it calls acc_mode.
 unsigned mask_of(int flags) {
   if ((flags & kExecFlag) != 0) return kMayExec;
@@ -410,10 +414,13 @@ Status OpenFiles::act(Opening& opening) {
   if ((opening.request.flags & O_TRUNC) != 0) status = truncate(opening);
   if (status && file.backing_id == 0 && file.anchor) {
     // The kernel may keep the pages it has if the file is as it was when they were read; while somebody writes to it,
-    // no version says that.
+    // no version says that. Nor do equal times if the file had to be hashed: the pages may be of a moment between two hashes.
     const auto attr = stat_of(file.anchor.get());
     const FileVersion version = attr && opening.writers == Writers::kNone ? version_of(*attr) : FileVersion{};
-    file.keep_cache = version != FileVersion{} && version == file.cached_version && now_ns() - version.ctime_ns > clock_grain_of(version);
+    const auto now = std::chrono::steady_clock::now();
+    const bool is_known = version != FileVersion{} && version == file.cached_version && !opening.is_hashed_anew;
+    if (!is_known) file.pages_doubted = now;
+    file.keep_cache = is_known && now - file.pages_doubted > kOpenEnds && now_ns() - version.ctime_ns > clock_grain_of(version);
     file.cached_version = version;
     if (!file.keep_cache) kernel_.drop_attributes(file.node);
   }
