@@ -20,6 +20,7 @@ constexpr auto kCloseEnds = std::chrono::milliseconds(2);
 
 constexpr std::size_t kWithoutPassthrough = 3;  // descriptors of an open file: to measure, to read, to write
 constexpr uid_t kOurselves = ~uid_t{0};  // whose jobs are nobody's
+constexpr uid_t kClosing = kOurselves - 1;  // closes that may take as long as a file system does not answer
 
 }  // namespace
 
@@ -162,10 +163,8 @@ void OpenFiles::finish(std::unique_ptr<Opening> opening, Status status) {
 // Ends a busy time: the next in the queue, or rest.
 void OpenFiles::leave_busy(File& file, Lock& lock) {
   file.under_way = nullptr;
-  if (file.writers == 0 && file.writer) {
-    const UniqueFd closing = std::move(file.writer);  // it would count as somebody who writes
-  }
-  if (!file.is_open()) file.reader.reset();
+  if (file.writers == 0) close(file, file.writer);  // it would count as somebody who writes
+  if (!file.is_open()) close(file, file.reader);
   if (file.check_mapped && !file.is_open()) {
     file.check_mapped = false;
     lock.unlock();
@@ -379,8 +378,16 @@ void OpenFiles::give_up(const std::vector<File*>& files, Lock& lock) {
   }
 }
 
+// What asks a server when a file is closed (FUSE, network) may not answer: that must hold up neither who holds the mutex, nor a
+// thread that has others to serve.
+void OpenFiles::close(const File& file, UniqueFd& fd) {
+  if (fd && file.kind == FileSystemKind::kForeign) workers_.post(kClosing, [closing = std::make_shared<UniqueFd>(std::move(fd))] {});
+  fd.reset();
+}
+
 // The last close of a deleted file takes long, and nobody will open it again.
 void OpenFiles::close_anchor(File& file) {
+  if (file.kind == FileSystemKind::kForeign) return close(file, file.anchor);
   struct stat attr {};
   if (file.anchor && ::fstat(file.anchor.get(), &attr) == 0 && attr.st_nlink == 0) {
     reaper_.post([anchor = std::make_shared<UniqueFd>(std::move(file.anchor))] {});

@@ -209,6 +209,7 @@ class OpenFiles {
   void carry_out(std::unique_ptr<Opening> opening);
   void hand_over(std::unique_ptr<Opening> opening, std::function<void(std::unique_ptr<Opening>)> go_on, const Lock* held = nullptr);
   void lend_threads(File& file, const Lock&);
+  void close(const File& file, UniqueFd& fd);
   Result<UniqueFd> open_backing(const Opening& opening, int flags);
   bool charge(Opening& opening, const Lock& lock);
   void discharge(File& file, std::uint32_t user, const Lock& lock);
