@@ -93,7 +93,7 @@ constexpr std::array kNotCovered{
     "processes outside that are spoken to in other ways",
     "environment variables",
     "the clock",
-    "descriptors 0 to 2, except standard input that is a file of the tree",
+    "descriptors 0 to 2, except standard input that is a file of the tree, still has its name and is open for reading only",
     "devices: those in the run's /dev, and for root any that mknod(2) or devtmpfs gives, disks and memory among them",
     "file systems that the command mounts itself",
     "/proc and /sys, and what they lead to: imafs's own program is process 1",
