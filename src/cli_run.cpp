@@ -177,7 +177,7 @@ ExitCode attest_run(const RunOptions& options, const Stage& stage, const LogMark
 }
 
 // The first process of the stage's PID namespace. Its end is the end of all that is in it.
-void run_stage(const RunOptions& options, const std::string& directory, const sigset_t& mask, UniqueFd signals, UniqueFd news) {
+void run_stage(const RunOptions& options, const std::string& directory, const sigset_t& mask, UniqueFd signals, UniqueFd news) noexcept {
   ::prctl(PR_SET_PDEATHSIG, SIGKILL);
   char none = 0;
   if (::recv(news.get(), &none, 1, MSG_PEEK | MSG_DONTWAIT) == 0) return;  // who called us ended before that

@@ -80,7 +80,7 @@ bool FairTurns::has_room_for(const Job& job, Clock::time_point now) const {
   return used < most && by_user < std::max(1U, most - 1);
 }
 
-void FairTurns::grant() {
+void FairTurns::grant() noexcept {
   const auto now = Clock::now();
   for (;;) {
     auto best = waiting_.end();

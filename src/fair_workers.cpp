@@ -6,14 +6,38 @@ namespace imafs {
 
 void FairWorkers::post(uid_t user, std::function<void()> job) {
   const std::lock_guard lock(mutex_);
-  users_[user].jobs.push_back(std::move(job));
+  take(user, std::move(job));
   if (next() == users_.end()) return;  // who ends one of this user's jobs goes on with it
   if (waiting_ > called_) {
     ++called_;
     wake_.notify_one();
   } else if (threads_ < options_.threads) {
-    ++threads_;
+    start_thread(user);
+  }
+}
+
+// Leaves no user without a job behind: finish() would wait for him.
+void FairWorkers::take(uid_t user, std::function<void()> job) {
+  const auto own = users_.try_emplace(user).first;
+  try {
+    own->second.jobs.push_back(std::move(job));
+  } catch (...) {
+    if (own->second.jobs.empty() && own->second.running == 0) users_.erase(own);
+    throw;
+  }
+}
+
+// Where there can be no other thread, those that there are do the job. Without any it is not taken.
+void FairWorkers::start_thread(uid_t user) {
+  ++threads_;
+  try {
     std::thread([this] { run(); }).detach();
+  } catch (...) {
+    if (--threads_ > 0) return;
+    const auto own = users_.find(user);
+    own->second.jobs.pop_back();
+    if (own->second.jobs.empty()) users_.erase(own);
+    throw;
   }
 }
 

@@ -36,7 +36,7 @@ void reply_control_entry(fuse_req_t request, const Result<std::uint64_t>& node) 
   if (!node) return reply_error(request, node.error());
   const auto entry = control_entry(context_of(request), *node);
   if (!entry) return reply_error(request, entry.error());
-  fuse_reply_entry(request, &*entry);
+  answer(::fuse_reply_entry, request, &*entry);
 }
 
 Result<std::uint64_t> find(FuseContext& context, fuse_ino_t parent, const char* name) {
@@ -67,22 +67,22 @@ void control_lookup(fuse_req_t request, fuse_ino_t parent, const char* name) {
 void control_getattr(fuse_req_t request, fuse_ino_t node) {
   const auto entry = control_entry(context_of(request), node);
   if (!entry) return reply_error(request, entry.error());
-  fuse_reply_attr(request, &entry->attr, 0);
+  answer(::fuse_reply_attr, request, &entry->attr, 0);
 }
 
 void control_statx(fuse_req_t request, fuse_ino_t node) {
   const auto attr = context_of(request).control.get_attr(node);
   if (!attr) return reply_error(request, attr.error());
-  struct statx answer {};
-  answer.stx_mask = STATX_BASIC_STATS;
-  answer.stx_mode = static_cast<std::uint16_t>(attr->st_mode);
-  answer.stx_nlink = static_cast<std::uint32_t>(attr->st_nlink);
-  answer.stx_uid = attr->st_uid;
-  answer.stx_gid = attr->st_gid;
-  answer.stx_ino = node;
-  answer.stx_blksize = 4096;
-  answer.stx_mtime.tv_sec = answer.stx_ctime.tv_sec = answer.stx_atime.tv_sec = attr->st_mtim.tv_sec;
-  fuse_reply_statx(request, 0, &answer, 0);
+  struct statx about {};
+  about.stx_mask = STATX_BASIC_STATS;
+  about.stx_mode = static_cast<std::uint16_t>(attr->st_mode);
+  about.stx_nlink = static_cast<std::uint32_t>(attr->st_nlink);
+  about.stx_uid = attr->st_uid;
+  about.stx_gid = attr->st_gid;
+  about.stx_ino = node;
+  about.stx_blksize = 4096;
+  about.stx_mtime.tv_sec = about.stx_ctime.tv_sec = about.stx_atime.tv_sec = attr->st_mtim.tv_sec;
+  answer(::fuse_reply_statx, request, 0, &about, 0);
 }
 
 void control_setattr(fuse_req_t request, fuse_ino_t node, int what) {
@@ -111,12 +111,12 @@ void control_create(fuse_req_t request, fuse_ino_t parent, const char* name, str
   const auto entry = control_entry(context, *node);
   if (!entry) return reply_error(request, entry.error());
   if (auto status = open_control(request, *node, file); !status) return reply(request, status);
-  if (fuse_reply_create(request, &*entry, file) != 0) close_control(request, file);
+  if (answer(::fuse_reply_create, request, &*entry, file) != 0) close_control(request, file);
 }
 
 void control_open(fuse_req_t request, fuse_ino_t node, struct fuse_file_info* file) {
   if (auto status = open_control(request, node, file); !status) return reply(request, status);
-  if (fuse_reply_open(request, file) != 0) close_control(request, file);
+  if (answer(::fuse_reply_open, request, file) != 0) close_control(request, file);
 }
 
 void control_read(fuse_req_t request, size_t size, off_t offset, struct fuse_file_info* file) {
@@ -126,13 +126,13 @@ void control_read(fuse_req_t request, size_t size, off_t offset, struct fuse_fil
   const auto got = context_of(request).control.read(handle.id, start, bytes);
   if (!got) return reply_error(request, got.error());
   handle.read_to = start + *got;
-  fuse_reply_buf(request, bytes.data(), *got);
+  answer(::fuse_reply_buf, request, bytes.data(), *got);
 }
 
 void control_write(fuse_req_t request, std::string_view text, off_t offset, struct fuse_file_info* file) {
   const auto taken = context_of(request).control.write(handle_of(file).id, static_cast<std::uint64_t>(offset), text);
   if (!taken) return reply_error(request, taken.error());
-  fuse_reply_write(request, *taken);
+  answer(::fuse_reply_write, request, *taken);
 }
 
 void control_flush(fuse_req_t request, struct fuse_file_info* file) {
@@ -141,7 +141,7 @@ void control_flush(fuse_req_t request, struct fuse_file_info* file) {
 
 void control_release(fuse_req_t request, struct fuse_file_info* file) {
   close_control(request, file);
-  fuse_reply_err(request, 0);
+  answer(::fuse_reply_err, request, 0);
 }
 
 void control_poll(fuse_req_t request, struct fuse_file_info* file, struct fuse_pollhandle* handle) {
@@ -153,7 +153,7 @@ void control_poll(fuse_req_t request, struct fuse_file_info* file, struct fuse_p
     };
   }
   const bool ready = context_of(request).control.poll(open.id, open.read_to, std::move(wake));
-  fuse_reply_poll(request, ready ? POLLIN | POLLRDNORM | POLLOUT : POLLOUT);
+  answer(::fuse_reply_poll, request, ready ? POLLIN | POLLRDNORM | POLLOUT : POLLOUT);
 }
 
 void control_opendir(fuse_req_t request, fuse_ino_t node, struct fuse_file_info* file) {
@@ -161,7 +161,7 @@ void control_opendir(fuse_req_t request, fuse_ino_t node, struct fuse_file_info*
   if (!entries) return reply_error(request, entries.error());
   auto* const listing = new std::vector<ControlDir::DirEntry>(std::move(*entries));
   file->fh = reinterpret_cast<std::uint64_t>(listing);
-  if (fuse_reply_open(request, file) != 0) delete listing;
+  if (answer(::fuse_reply_open, request, file) != 0) delete listing;
 }
 
 void control_readdir(fuse_req_t request, size_t size, off_t offset, struct fuse_file_info* file, bool with_attr) {
@@ -181,12 +181,12 @@ void control_readdir(fuse_req_t request, size_t size, off_t offset, struct fuse_
     if (need > left) break;
     used += need;
   }
-  fuse_reply_buf(request, buffer.data(), used);
+  answer(::fuse_reply_buf, request, buffer.data(), used);
 }
 
 void control_releasedir(fuse_req_t request, struct fuse_file_info* file) {
   delete reinterpret_cast<std::vector<ControlDir::DirEntry>*>(file->fh);
-  fuse_reply_err(request, 0);
+  answer(::fuse_reply_err, request, 0);
 }
 
 }  // namespace imafs

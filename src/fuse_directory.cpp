@@ -30,7 +30,7 @@ class Listing {
   bool add_with_attr(const char* name, const struct fuse_entry_param& entry, off_t next) {
     return take(fuse_add_direntry_plus(request_, here(), left(), name, &entry, next));
   }
-  void send() { fuse_reply_buf(request_, buffer_.data(), used_); }
+  void send() { answer(::fuse_reply_buf, request_, buffer_.data(), used_); }
   bool is_empty() const { return used_ == 0; }
 
  private:
@@ -100,13 +100,13 @@ void do_opendir(fuse_req_t request, fuse_ino_t node, struct fuse_file_info* file
   // The kernel checks a cached listing against the directory's times.
   file->cache_readdir = 1;
   file->keep_cache = 1;
-  if (fuse_reply_open(request, file) == 0) (void)stream->release();
+  if (answer(::fuse_reply_open, request, file) == 0) (void)stream->release();
 }
 
 void do_releasedir(fuse_req_t request, fuse_ino_t node, struct fuse_file_info* file) {
   if (ControlDir::owns(node)) return control_releasedir(request, file);
   delete &stream_of(file);
-  fuse_reply_err(request, 0);
+  answer(::fuse_reply_err, request, 0);
 }
 
 void do_fsyncdir(fuse_req_t request, fuse_ino_t node, int only_data, struct fuse_file_info* file) {

@@ -52,7 +52,7 @@ void do_ioctl(fuse_req_t request, fuse_ino_t node, unsigned int command, void*, 
   if (!identity) return refuse(request, EPERM);
   if (::ioctl(fd->get(), command, data.data()) != 0) return refuse(request, errno);
   if (changes) context.files.did_change_flags(node);
-  fuse_reply_ioctl(request, 0, out_size > 0 ? data.data() : nullptr, out_size);
+  answer(::fuse_reply_ioctl, request, 0, out_size > 0 ? data.data() : nullptr, out_size);
 }
 
 }  // namespace imafs

@@ -54,7 +54,7 @@ void do_lookup(fuse_req_t request, fuse_ino_t parent, const char* name) {
   if (!found && found.error().code == ENOENT) {
     struct fuse_entry_param entry {};
     entry.entry_timeout = timeout_of_absent(context, parent, name);
-    fuse_reply_entry(request, &entry);
+    answer(::fuse_reply_entry, request, &entry);
     return;
   }
   reply_entry(request, parent, found);
@@ -63,7 +63,7 @@ void do_lookup(fuse_req_t request, fuse_ino_t parent, const char* name) {
 void do_forget(fuse_req_t request, fuse_ino_t node, uint64_t count) {
   FuseContext& context = context_of(request);
   if (!ControlDir::owns(node) && context.table.forget(node, count)) context.files.forget(node);
-  fuse_reply_none(request);
+  answer(::fuse_reply_none, request);
 }
 
 void do_forget_multi(fuse_req_t request, size_t count, struct fuse_forget_data* forgets) {
@@ -71,7 +71,7 @@ void do_forget_multi(fuse_req_t request, size_t count, struct fuse_forget_data* 
   for (const auto& one : std::span(forgets, count)) {
     if (!ControlDir::owns(one.ino) && context.table.forget(one.ino, one.nlookup)) context.files.forget(one.ino);
   }
-  fuse_reply_none(request);
+  answer(::fuse_reply_none, request);
 }
 
 void do_getattr(fuse_req_t request, fuse_ino_t node, struct fuse_file_info*) {
@@ -101,7 +101,7 @@ void do_statx(fuse_req_t request, fuse_ino_t node, int flags, int mask, struct f
   attr.stx_mode = static_cast<std::uint16_t>(mode);
   attr.stx_rdev_major = major(node_device);
   attr.stx_rdev_minor = minor(node_device);
-  fuse_reply_statx(request, 0, &attr, timeout);
+  answer(::fuse_reply_statx, request, 0, &attr, timeout);
 }
 
 void do_setattr(fuse_req_t request, fuse_ino_t node, struct stat* attr, int what, struct fuse_file_info* file) {
@@ -127,16 +127,19 @@ void do_setattr(fuse_req_t request, fuse_ino_t node, struct stat* attr, int what
   tell_twins(context, node);
   if (changed || changed.error().code != EWOULDBLOCK) return reply_attr(request, node, std::move(changed));
   // A lease of somebody else, who may take a minute to give it back.
-  context.workers.post(caller.uid, [&context, request, node, change, caller] {
-    constexpr std::chrono::milliseconds kAskAgain{10};
-    auto later = context.ops.set_attr(node, change, caller);
-    tell_twins(context, node);
-    while (!later && later.error().code == EWOULDBLOCK) {
-      if (context.files.is_stopping() || is_killed(request)) return refuse(request, EINTR);
-      std::this_thread::sleep_for(kAskAgain);
-      later = context.ops.set_attr(node, change, caller);
-    }
-    reply_attr(request, node, std::move(later));
+  const auto owned = std::make_shared<OwnedRequest>(request);
+  context.workers.post(caller.uid, [&context, owned, request, node, change, caller] {
+    owned->answer_by([&] {
+      constexpr std::chrono::milliseconds kAskAgain{10};
+      auto later = context.ops.set_attr(node, change, caller);
+      tell_twins(context, node);
+      while (!later && later.error().code == EWOULDBLOCK) {
+        if (context.files.is_stopping() || is_killed(request)) return refuse(request, EINTR);
+        std::this_thread::sleep_for(kAskAgain);
+        later = context.ops.set_attr(node, change, caller);
+      }
+      reply_attr(request, node, std::move(later));
+    });
   });
 }
 
@@ -145,7 +148,7 @@ void do_readlink(fuse_req_t request, fuse_ino_t node) {
   if (context_of(request).masks.forbids_following(node)) return refuse(request, ELOOP);
   const auto target = context_of(request).ops.read_link(node);
   if (!target) return reply_error(request, target.error());
-  fuse_reply_readlink(request, target->c_str());
+  answer(::fuse_reply_readlink, request, target->c_str());
 }
 
 void do_mknod(fuse_req_t request, fuse_ino_t parent, const char* name, mode_t mode, dev_t device) {
@@ -211,9 +214,9 @@ void do_rename(fuse_req_t request, fuse_ino_t parent, const char* name, fuse_ino
 void do_statfs(fuse_req_t request, fuse_ino_t node) {
   FuseContext& context = context_of(request);
   context.reaper.settle();  // what is deleted is counted as free
-  const auto answer = context.ops.statistics(ControlDir::owns(node) ? kRootNode : node);
-  if (!answer) return reply_error(request, answer.error());
-  fuse_reply_statfs(request, &*answer);
+  const auto numbers = context.ops.statistics(ControlDir::owns(node) ? kRootNode : node);
+  if (!numbers) return reply_error(request, numbers.error());
+  answer(::fuse_reply_statfs, request, &*numbers);
 }
 
 // ---- extended attributes ----
@@ -267,8 +270,8 @@ void reply_open(FuseContext& context, PendingOpen& open, const Result<OpenFiles:
   open.file.keep_cache = opened->backing_id == 0 && opened->keep_cache;
   // In passthrough mode nothing is left to flush, and a close need not wait for us.
   open.file.noflush = opened->backing_id != 0 || (open.file.flags & O_ACCMODE) == O_RDONLY;
-  const int sent = open.creates ? fuse_reply_create(open.request, &open.entry, &open.file)
-                                : fuse_reply_open(open.request, &open.file);
+  const int sent = open.creates ? answer(::fuse_reply_create, open.request, &open.entry, &open.file)
+                                : answer(::fuse_reply_open, open.request, &open.file);
   if (sent == 0) return;
   // The opener is gone: nobody will release the handle.
   context.files.release(opened->handle);
@@ -288,8 +291,9 @@ void start_open(fuse_req_t request, NodeId node, const struct fuse_file_info& fi
   wanted.unnamed = unnamed;
   wanted.is_killed = [request] { return is_killed(request); };
   PendingOpen pending{request, file, entry ? *entry : fuse_entry_param{}, entry != nullptr};
-  context.files.open(std::move(wanted), [&context, pending](const Result<OpenFiles::Opened>& opened) mutable {
-    reply_open(context, pending, opened);
+  const auto owned = std::make_shared<OwnedRequest>(request);
+  context.files.open(std::move(wanted), [&context, owned, pending](const Result<OpenFiles::Opened>& opened) mutable {
+    owned->answer_by([&] { reply_open(context, pending, opened); });
   });
 }
 
@@ -325,7 +329,7 @@ void do_tmpfile(fuse_req_t request, fuse_ino_t parent, mode_t mode, struct fuse_
 void do_release(fuse_req_t request, fuse_ino_t node, struct fuse_file_info* file) {
   if (ControlDir::owns(node)) return control_release(request, file);
   context_of(request).files.release(file->fh);
-  fuse_reply_err(request, 0);
+  answer(::fuse_reply_err, request, 0);
 }
 
 void do_flush(fuse_req_t request, fuse_ino_t node, struct fuse_file_info* file) {
@@ -337,7 +341,7 @@ void do_flush(fuse_req_t request, fuse_ino_t node, struct fuse_file_info* file) 
     const int copy = ::fcntl(writable->fd, F_DUPFD_CLOEXEC, 0);
     result = copy >= 0 && ::close(copy) != 0 ? errno : 0;
   }
-  fuse_reply_err(request, result);
+  answer(::fuse_reply_err, request, result);
 }
 
 // ---- data (without passthrough) and what passthrough leaves to us ----
@@ -353,7 +357,7 @@ void do_read(fuse_req_t request, fuse_ino_t node, size_t size, off_t offset, str
   data.buf[0].flags = static_cast<fuse_buf_flags>(FUSE_BUF_IS_FD | FUSE_BUF_FD_SEEK);
   data.buf[0].fd = OpenFiles::readable(file->fh);
   data.buf[0].pos = offset;
-  fuse_reply_data(request, &data, FUSE_BUF_NO_SPLICE);
+  answer(::fuse_reply_data, request, &data, FUSE_BUF_NO_SPLICE);
 }
 
 void do_write(fuse_req_t request, fuse_ino_t node, const char* bytes, size_t size, off_t offset,
@@ -374,7 +378,7 @@ void do_write(fuse_req_t request, fuse_ino_t node, const char* bytes, size_t siz
     return count_of(::pwritev2(writable->fd, &part, 1, offset, appends ? RWF_APPEND : 0));
   });
   if (!written) return reply_error(request, written.error());
-  fuse_reply_write(request, *written);
+  answer(::fuse_reply_write, request, *written);
 }
 
 void do_fsync(fuse_req_t request, fuse_ino_t node, int only_data, struct fuse_file_info* file) {
@@ -396,7 +400,7 @@ void do_lseek(fuse_req_t request, fuse_ino_t node, off_t offset, int whence, str
   if (ControlDir::owns(node)) return refuse(request, EINVAL);
   const off_t found = ::lseek(OpenFiles::readable(file->fh), offset, whence);
   if (found < 0) return refuse(request, errno);
-  fuse_reply_lseek(request, found);
+  answer(::fuse_reply_lseek, request, found);
 }
 
 void do_copy_file_range(fuse_req_t request, fuse_ino_t from, off_t from_offset, struct fuse_file_info* from_file,
@@ -411,7 +415,7 @@ void do_copy_file_range(fuse_req_t request, fuse_ino_t from, off_t from_offset, 
                                       static_cast<unsigned>(flags)));
   });
   if (!copied) return reply_error(request, copied.error());
-  fuse_reply_write(request, *copied);
+  answer(::fuse_reply_write, request, *copied);
 }
 
 void do_poll(fuse_req_t request, fuse_ino_t node, struct fuse_file_info* file, struct fuse_pollhandle* handle) {
@@ -454,27 +458,49 @@ struct Kept<struct stat*> : KeptPointer<struct stat> {
   using KeptPointer::KeptPointer;
 };
 
-// Calls `now` with a place in the node's lane, or queues what `later` makes.
+// A place in a lane, which is given back whatever happens.
+class LanePlace {
+ public:
+  LanePlace(Lanes& lanes, std::size_t lane, uid_t user) : lanes_(lanes), lane_(lane), user_(user) {}
+  ~LanePlace() { lanes_.leave(lane_, user_); }
+  LanePlace(const LanePlace&) = delete;
+  LanePlace& operator=(const LanePlace&) = delete;
+
+ private:
+  Lanes& lanes_;
+  std::size_t lane_;
+  uid_t user_;
+};
+
+// Calls `now` with a place in the node's lane, or queues what `later` makes. No exception goes on to libfuse, nor to whoever
+// comes to a queued request.
 template <class Now, class Later>
-void in_lane(fuse_req_t request, NodeId node, Does does, Now&& now, Later&& later) {
+void in_lane(fuse_req_t request, NodeId node, Does does, Now&& now, Later&& later) noexcept {
   FuseContext& context = context_of(request);
   context.wake.count_request();
-  if (ControlDir::owns(node)) return now();
+  if (ControlDir::owns(node)) return answer_by(request, now);
   const std::size_t lane = mount_of_node(node) * std::size_t{2} + (does == Does::kChange ? 1 : 0);
   const uid_t user = fuse_req_ctx(request)->uid;
-  if (!context.lanes.enter(lane, user) && context.lanes.queue(lane, user, later())) return;
-  now();
-  context.lanes.leave(lane, user);
+  bool is_queued = false, has_place = false;
+  answer_by(request, [&] {
+    has_place = context.lanes.enter(lane, user);
+    if (has_place) return;
+    is_queued = context.lanes.queue(lane, user, [request, job = later()] { answer_by(request, job); });
+    has_place = !is_queued;
+  });
+  if (!has_place) return;
+  const LanePlace place(context.lanes, lane, user);
+  answer_by(request, now);
 }
 
-// A handler, with its request counted.
+// A handler, with its request counted. No exception goes on to libfuse.
 template <auto handler>
 struct Counted;
 template <class... Arguments, void (*handler)(fuse_req_t, Arguments...)>
 struct Counted<handler> {
-  static void handle(fuse_req_t request, Arguments... arguments) {
+  static void handle(fuse_req_t request, Arguments... arguments) noexcept {
     context_of(request).wake.count_request();
-    handler(request, arguments...);
+    answer_by(request, [&] { handler(request, arguments...); });
   }
 };
 template <auto handler>

@@ -5,14 +5,64 @@
 #include <cerrno>
 #include <chrono>
 #include <cstdint>
+#include <memory>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "fuse_ops.h"
+#include "imafs/boundary.h"
 
 namespace imafs {
 
 inline constexpr const char* kControlName = ".ima";
+
+// The request that this thread has in hand, until it is answered or somebody owns it: whoever catches an exception must know.
+inline thread_local fuse_req_t unanswered = nullptr;
+
+inline void mark_answered(fuse_req_t request) {
+  if (unanswered == request) unanswered = nullptr;
+}
+
+// The only way to reply: answer(::fuse_reply_err, request, EPERM).
+template <class Reply, class... Arguments>
+auto answer(Reply reply, fuse_req_t request, Arguments... arguments) {
+  mark_answered(request);
+  return reply(request, arguments...);
+}
+
+// Answers a request by `call`, and with an error if that throws before it has.
+template <class Call>
+void answer_by(fuse_req_t request, Call&& call) noexcept {
+  const fuse_req_t before = std::exchange(unanswered, request);
+  try {
+    call();
+  } catch (...) {
+    const int code = note_exception("a request");
+    if (unanswered == request) ::fuse_reply_err(request, code);
+  }
+  unanswered = before;
+}
+
+// A request that is answered later, on another thread perhaps. Whatever becomes of its owner, it gets an answer: EIO, if no other.
+class OwnedRequest {
+ public:
+  explicit OwnedRequest(fuse_req_t request) : request_(request) { mark_answered(request); }
+  ~OwnedRequest() {
+    if (request_) ::fuse_reply_err(request_, EIO);
+  }
+  OwnedRequest(const OwnedRequest&) = delete;
+  OwnedRequest& operator=(const OwnedRequest&) = delete;
+
+  // As answer_by(), once.
+  template <class Call>
+  void answer_by(Call&& call) noexcept {
+    if (const fuse_req_t request = std::exchange(request_, nullptr)) imafs::answer_by(request, std::forward<Call>(call));
+  }
+
+ private:
+  fuse_req_t request_;
+};
 
 inline FuseContext& context_of(fuse_req_t request) { return *static_cast<FuseContext*>(fuse_req_userdata(request)); }
 
@@ -31,16 +81,16 @@ inline bool is_killed(fuse_req_t request) {
   return fuse_req_interrupted(request) != 0 && is_dying(static_cast<std::uint32_t>(fuse_req_ctx(request)->pid));
 }
 
-inline void refuse(fuse_req_t request, int code) { fuse_reply_err(request, code); }
-inline void reply_error(fuse_req_t request, const Error& error) { fuse_reply_err(request, error.code); }
-inline void reply(fuse_req_t request, const Status& status) { fuse_reply_err(request, status ? 0 : status.error().code); }
+inline void refuse(fuse_req_t request, int code) { answer(::fuse_reply_err, request, code); }
+inline void reply_error(fuse_req_t request, const Error& error) { answer(::fuse_reply_err, request, error.code); }
+inline void reply(fuse_req_t request, const Status& status) { answer(::fuse_reply_err, request, status ? 0 : status.error().code); }
 
 // A directory that is mounted at two places of the tree has two numbers, and the watch skips what we do ourselves: what was
 // done at one place the kernel is told of the others.
-inline void tell_twins(FuseContext& context, NodeId node) {
+inline void tell_twins(FuseContext& context, NodeId node) noexcept {
   for (const NodeId twin : context.table.twins_of(node)) context.files.did_change_flags(twin);
 }
-inline void tell_twins(FuseContext& context, NodeId directory, const char* name) {
+inline void tell_twins(FuseContext& context, NodeId directory, const char* name) noexcept {
   for (const NodeId twin : context.table.twins_of(directory)) {
     context.expire_name(twin, name);
     context.files.did_change_flags(twin);
@@ -91,7 +141,7 @@ inline void reply_entry(fuse_req_t request, NodeId parent, const Result<InodeTab
   if (!found) return reply_error(request, found.error());
   FuseContext& context = context_of(request);
   const auto entry = entry_of(context, parent, *found);
-  if (fuse_reply_entry(request, &entry) != 0 && context.table.forget(found->id, 1)) context.files.forget(found->id);
+  if (answer(::fuse_reply_entry, request, &entry) != 0 && context.table.forget(found->id, 1)) context.files.forget(found->id);
 }
 
 inline void reply_attr(fuse_req_t request, NodeId node, Result<struct stat> attr) {
@@ -101,7 +151,7 @@ inline void reply_attr(fuse_req_t request, NodeId node, Result<struct stat> attr
   attr->st_ino = context.numbers.shown(attr->st_dev, attr->st_ino);
   context.table.did_tell(node, *attr);
   context.masks.hide(node, attr->st_mode, attr->st_rdev);
-  fuse_reply_attr(request, &*attr, timeout);
+  answer(::fuse_reply_attr, request, &*attr, timeout);
 }
 
 // For calls that tell the size when asked with size 0, and the bytes else.
@@ -111,9 +161,9 @@ void reply_sized(fuse_req_t request, std::size_t size, Fill&& fill) {
   const Result<std::size_t> got = fill(std::span<char>(bytes));
   if (!got) return reply_error(request, got.error());
   if (size == 0) {
-    fuse_reply_xattr(request, *got);
+    answer(::fuse_reply_xattr, request, *got);
   } else {
-    fuse_reply_buf(request, bytes.data(), *got);
+    answer(::fuse_reply_buf, request, bytes.data(), *got);
   }
 }
 

@@ -116,7 +116,7 @@ class Table final : public InodeTable {
 
   Result<Found> look_up(NodeId parent, std::string_view name, std::uint32_t tid) override;
   Result<Found> adopt(int fd, NodeId parent, std::string_view name, std::uint32_t tid) override;
-  bool forget(NodeId id, std::uint64_t count) override;
+  bool forget(NodeId id, std::uint64_t count) noexcept override;
   std::uint64_t size() const override {
     const std::lock_guard lock(mutex_);
     return nodes_.size();
@@ -182,7 +182,7 @@ class Table final : public InodeTable {
     return numbers;
   }
   bool is_inside(NodeId id, dev_t device, ino_t inode) const override;
-  void did_rename(NodeId parent, std::string_view name, NodeId new_parent, std::string_view new_name, bool exchanged) override;
+  void did_rename(NodeId parent, std::string_view name, NodeId new_parent, std::string_view new_name, bool exchanged) noexcept override;
   Result<Pin> will_unlink(NodeId parent, std::string_view name, uid_t user) override;
   std::string path_of(NodeId id, std::uint32_t tid) const override;
   std::string path_of(const InodeTable::Name& name) const override;
@@ -199,7 +199,7 @@ class Table final : public InodeTable {
   // `fd`: the child's, or -1: then it is `name` in `directory`.
   Result<Found> enter(int fd, NodeId parent, int directory, std::uint16_t mount, std::string_view name, const Seen& seen,
                       std::uint32_t tid);
-  void end_pin(NodeId id, bool keep) override;
+  void end_pin(NodeId id, bool keep) noexcept override;
   void set_name(NodeId id, NodeId parent, std::string_view name, std::uint32_t tid);
   void drop_name(Alias& name);
   void note_lookup(NodeId id, NodeId parent, std::string_view name, std::uint32_t tid);
@@ -400,7 +400,7 @@ void Table::erase_if_unused(NodeId id) {
   }
 }
 
-bool Table::forget(NodeId id, std::uint64_t count) {
+bool Table::forget(NodeId id, std::uint64_t count) noexcept {
   const std::lock_guard lock(mutex_);
   const auto found = nodes_.find(id);
   if (found == nodes_.end() || id == kRootNode) return false;
@@ -515,7 +515,7 @@ Result<InodeTable::Pin> Table::will_unlink(NodeId parent, std::string_view name,
   return Pin(*this, id);
 }
 
-void Table::end_pin(NodeId id, bool keep) {
+void Table::end_pin(NodeId id, bool keep) noexcept {
   const std::lock_guard lock(mutex_);
   const auto pin = pinned_.find(id);
   if (pin == pinned_.end()) return;  // the kernel has forgotten it meanwhile
@@ -543,7 +543,7 @@ void Table::rename_one(NodeId parent, std::string_view name, NodeId new_parent, 
   set_name(id, new_parent, new_name, tid);
 }
 
-void Table::did_rename(NodeId parent, std::string_view name, NodeId new_parent, std::string_view new_name, bool exchanged) {
+void Table::did_rename(NodeId parent, std::string_view name, NodeId new_parent, std::string_view new_name, bool exchanged) noexcept {
   rename_one(parent, name, new_parent, new_name);
   if (exchanged) rename_one(new_parent, new_name, parent, name);
 }

@@ -262,7 +262,7 @@ Status Log::write_owed() {
   return {};
 }
 
-Status Log::store_owed() {
+Status Log::store_owed() noexcept {
   const auto arrived = std::chrono::steady_clock::now();
   std::unique_lock order(order_);
   arrived_ = arrived;

@@ -72,7 +72,7 @@ Status Log::undo_change() {
   return {};
 }
 
-Result<std::string> Log::trim(std::uint64_t entries) {
+Result<std::string> Log::trim(std::uint64_t entries) noexcept {
   const auto arrived = std::chrono::steady_clock::now();
   const std::lock_guard order(order_);
   arrived_ = arrived;

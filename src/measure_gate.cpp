@@ -166,10 +166,11 @@ Status MeasureGate::load_policy(std::vector<Rule> rules, PolicyLoad how, const R
   const Buffer buffer{kPolicyLabel, "policy", as_bytes(text)};
   auto entry = critical_data_entry(before->rules.policy(), buffer, requester);
   if (!entry) entry = critical_data_entry(after, buffer, requester);
+  auto next = prepare(std::move(after), options_.enabled);  // whatever may fail, before the log says that it took effect
   if (entry) {
     if (auto appended = log_.append(*entry, origin_of(requester)); !appended) return fail(appended.error());
   }
-  loaded_.store(prepare(std::move(after), options_.enabled));
+  loaded_.store(std::move(next));
   return {};
 }
 

@@ -84,7 +84,13 @@ Result<Appended> Log::fail_append(Error error) {
 
 Result<Appended> Log::append(const LogEntry& entry, const AskOrigin& origin) {
   const auto arrived = std::chrono::steady_clock::now();
-  const Prepared prepared = prepare(entry);
+  return append_prepared(prepare(entry), origin, arrived);
+}
+
+// Between the journal, the PCR and what is known of both nothing may be left half done: without memory the process ends, and the
+// next start finds what a crash leaves.
+Result<Appended> Log::append_prepared(const Prepared& prepared, const AskOrigin& origin, std::chrono::steady_clock::time_point arrived) noexcept {
+  const LogEntry& entry = prepared.entry;
   std::unique_lock order(order_);
   arrived_ = arrived;
   // Who breaks a lease waits for the violation. One that cannot be stored is kept, so it need not wait for a TPM that was

@@ -30,7 +30,7 @@ class Log final : public MeasurementLog {
 
   const LogStart& start() const override { return start_; }
   Result<Appended> append(const LogEntry& entry, const AskOrigin& origin) override;
-  Status store_owed() override;
+  Status store_owed() noexcept override;
   std::uint64_t count() const override { return count_; }
   std::uint64_t violations() const override { return violations_; }
   TpmHealth tpm_health() const override {
@@ -55,7 +55,7 @@ class Log final : public MeasurementLog {
     const std::shared_lock lock(index_mutex_);
     return base_lines(header_);
   }
-  Result<std::string> trim(std::uint64_t entries) override;
+  Result<std::string> trim(std::uint64_t entries) noexcept override;
   Status check_tpm() override;
   TpmReading look_at_tpm(std::chrono::milliseconds wait) override;
   LogRoom room() const override {
@@ -115,6 +115,7 @@ class Log final : public MeasurementLog {
   Status begin_anew();
   Status write_opening();
   Status extend_pending();
+  Result<Appended> append_prepared(const Prepared& prepared, const AskOrigin& origin, std::chrono::steady_clock::time_point arrived) noexcept;
   Result<Appended> fail_append(Error error);
   void publish(std::uint64_t frame, const LogEntry& entry);
   Status compare_with_tpm();

@@ -16,6 +16,7 @@
 #include <cstring>
 #include <ctime>
 
+#include "imafs/boundary.h"
 #include "imafs/control_dir.h"
 #include "imafs/default_policy.h"
 #include "imafs/diag.h"
@@ -422,6 +423,7 @@ tl::expected<void, Failure> serve_mount(CheckedConfig checked, Policy policy, co
   give_up_privileges();
   LeaseKeeper::block_signals();
   if (auto started = start_messages(checked.config); !started) return started;
+  send_complaints_to([](const std::string& sentence) { warn(sentence); }, end_messages);
   if (const int given = descriptor_named(checked.config.log_file); given >= 0) ::close(given);  // opened anew
   const CommandLine status = look_at_status(checked.config);
   Launcher& looker = *helpers->looker;
@@ -445,7 +447,7 @@ tl::expected<void, Failure> serve_mount(CheckedConfig checked, Policy policy, co
 // without it the caller is gone (Ctrl-C), and nobody wants the mount any more.
 constexpr char kReady = 0;
 
-[[noreturn]] void serve_in_background(CheckedConfig checked, Policy policy, UniqueFd pipe) {
+[[noreturn]] void serve_in_background(CheckedConfig checked, Policy policy, UniqueFd pipe) noexcept {
   ::setsid();
   bool told = false;
   const auto ready = [&] {
@@ -457,7 +459,10 @@ constexpr char kReady = 0;
     for (int fd = 0; fd < 3; ++fd) ::dup2(null.get(), fd);
     (void)!::chdir("/");
   };
-  const auto result = serve_mount(std::move(checked), std::move(policy), ready);
+  tl::expected<void, Failure> result;
+  if (!contain("imafs gives up", [&] { result = serve_mount(std::move(checked), std::move(policy), ready); })) {
+    result = refuse(ExitCode::kInternal, "out of memory, or a fault of imafs itself");
+  }
   if (!result && !told) {
     const std::string text = std::string(1, static_cast<char>(result.error().code)) + result.error().sentence;
     (void)write_all(pipe.get(), as_bytes(text));

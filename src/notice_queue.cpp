@@ -1,6 +1,7 @@
 #include "imafs/notice_queue.h"
 
 #include <algorithm>
+#include <exception>
 #include <utility>
 
 namespace imafs {
@@ -17,7 +18,7 @@ NoticeQueue::~NoticeQueue() {
   for (std::thread& thread : threads) thread.join();
 }
 
-void NoticeQueue::post(std::uint64_t key, std::function<void()> send) {
+void NoticeQueue::post(std::uint64_t key, std::function<void()> send) noexcept {
   std::unique_lock lock(mutex_);
   room_.wait(lock, [this] { return stopping_ || notices_.size() < kMost; });
   if (stopping_) return;
@@ -34,6 +35,15 @@ void NoticeQueue::post(std::uint64_t key, std::function<void()> send) {
 void NoticeQueue::start_thread() {
   ++idle_;
   threads_.emplace_back([this] { run(); });
+}
+
+// Without another thread, what follows waits for this one.
+void NoticeQueue::start_another() {
+  try {
+    start_thread();
+  } catch (const std::exception&) {
+    --idle_;
+  }
 }
 
 bool NoticeQueue::may_start() const {
@@ -67,7 +77,7 @@ void NoticeQueue::run() {
       continue;
     }
     --idle_;
-    if (idle_ == 0 && threads_.size() < kThreads) start_thread();  // there is always one to take over
+    if (idle_ == 0 && threads_.size() < kThreads) start_another();  // there is always one to take over
     for (;;) {
       Sending& sending = sending_[notice.key];
       sending.since = Clock::now();

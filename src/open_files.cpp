@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <new>
 #include <thread>
 #include <utility>
 
@@ -95,21 +96,30 @@ NodeId OpenFiles::node_of(std::uint64_t handle) { return reinterpret_cast<Handle
 // ---- opening ----
 
 OpenFiles::File& OpenFiles::file_of(NodeId node, const Lock&) {
-  auto& slot = files_[node];
-  if (!slot) slot = std::make_unique<File>(node);
-  unlist(*slot);
-  return *slot;
+  auto found = files_.find(node);
+  if (found == files_.end()) found = files_.emplace(node, std::make_unique<File>(node)).first;
+  unlist(*found->second);
+  return *found->second;
 }
 
 void OpenFiles::open(Request request, Done done) {
   auto opening = std::make_unique<Opening>(std::move(request), std::move(done));
   opening->created = static_cast<bool>(opening->request.created);
+
   ++opens_begun_;
-  reaper_.keep_up();
-  begin(std::move(opening));
+  try {
+    reaper_.keep_up();
+    if (!make_busy(opening)) return;
+  } catch (...) {
+    waits_no_more(*opening);  // it is still ours: what throws is what would have taken it
+    if (opening->done) ++opens_ended_;  // or it was counted when it was answered
+    throw;
+  }
+  run(std::move(opening));
 }
 
-void OpenFiles::begin(std::unique_ptr<Opening> opening) {
+// False: the file is busy, and the opening is in its queue.
+bool OpenFiles::make_busy(std::unique_ptr<Opening>& opening) {
   for (;;) {
     Lock lock(mutex_);
     File& file = file_of(opening->request.node, lock);
@@ -117,7 +127,7 @@ void OpenFiles::begin(std::unique_ptr<Opening> opening) {
     if (file.busy && opening->is_listed) {
       file.waiting.push_back(std::move(opening));
       lend_threads(file, lock);
-      return;
+      return false;
     }
     if (file.busy) {
       // While the mutex is not held it may go away, or have it open no more: looked for again.
@@ -129,24 +139,26 @@ void OpenFiles::begin(std::unique_ptr<Opening> opening) {
     file.busy = true;
     file.broken = false;
     if (files_.size() > options_.descriptors) trim_idle(lock);
-    break;
+    return true;
   }
-  run(std::move(opening));
 }
 
-void OpenFiles::finish(std::unique_ptr<Opening> opening, Status status) {
+void OpenFiles::finish(std::unique_ptr<Opening> opening, Status status) noexcept {
   waits_no_more(*opening);
   File& file = *opening->file;
   Result<Opened> result = fail(EIO, "");
-  if (!opening->done) status = fail(EINTR, "answered already");
+  if (!opening->done) status = fail(EINTR, "");
   if (status) {
     const bool moves_atime = file.reader && (opening->request.flags & O_NOATIME) == 0;
     const UniqueFd& source = moves_atime ? file.reader : file.anchor ? file.anchor : file.writer;
-    auto* const handle = new Handle{&file, source.get(), opening->writes(), opening->request.who.uid, file.write_errors, UniqueFd()};
-    result = Opened{reinterpret_cast<std::uint64_t>(handle), file.backing_id, file.keep_cache};
-  } else {
-    result = fail(status.error());
+    auto* const handle = new (std::nothrow) Handle{&file, source.get(), opening->writes(), opening->request.who.uid, file.write_errors, UniqueFd()};
+    if (handle) {
+      result = Opened{reinterpret_cast<std::uint64_t>(handle), file.backing_id, file.keep_cache};
+    } else {
+      status = fail(ENOMEM, "");
+    }
   }
+  if (!status) result = fail(std::move(status.error()));
   {
     Lock lock(mutex_);
     if (status) ++(opening->writes() ? file.writers : file.readers);
@@ -161,7 +173,7 @@ void OpenFiles::finish(std::unique_ptr<Opening> opening, Status status) {
 }
 
 // Ends a busy time: the next in the queue, or rest.
-void OpenFiles::leave_busy(File& file, Lock& lock) {
+void OpenFiles::leave_busy(File& file, Lock& lock) noexcept {
   file.under_way = nullptr;
   if (file.writers == 0) close(file, file.writer);  // it would count as somebody who writes
   if (!file.is_open()) close(file, file.reader);
@@ -193,7 +205,7 @@ void OpenFiles::leave_busy(File& file, Lock& lock) {
   trim_idle_soon(lock);
 }
 
-void OpenFiles::release(std::uint64_t handle) {
+void OpenFiles::release(std::uint64_t handle) noexcept {
   const std::unique_ptr<Handle> open(reinterpret_cast<Handle*>(handle));
   File& file = *open->file;
   if (open->synced_by) budget_.give_back(open->user);
@@ -219,7 +231,7 @@ void OpenFiles::release(std::uint64_t handle) {
 
 // The last handle is closed, but in passthrough mode mappings live on without one. A writer among them goes on with its
 // phase, a reader still counts when somebody writes. REQUIRES: busy is ours, the mutex is not held.
-void OpenFiles::note_mappings(File& file, bool again) {
+void OpenFiles::note_mappings(File& file, bool again) noexcept {
   if (!leases_ || file.backing_id == 0) return;
   const bool outlived = file.writable && file.anchor && take_lease(file, &LeaseKeeper::watch) == LeaseKeeper::Answer::kRefused;
   {
@@ -242,7 +254,7 @@ void OpenFiles::note_mappings(File& file, bool again) {
   if (!sure) workers_.post(kOurselves, [this, node = file.node] { ask_again_for_mappings(node); });
 }
 
-void OpenFiles::ask_again_for_mappings(NodeId node) {
+void OpenFiles::ask_again_for_mappings(NodeId node) noexcept {
   std::this_thread::sleep_for(kCloseEnds);
   File* file = nullptr;
   {
@@ -268,6 +280,7 @@ bool OpenFiles::charge(Opening& opening, const Lock&) {
   if (own != users.end()) {
     ++own->second;
   } else {
+    users.reserve(users.size() + 1);
     if (!budget_.take(user, options_.passthrough ? 1 : kWithoutPassthrough)) return false;
     users.emplace_back(user, 1);
   }
@@ -298,7 +311,7 @@ OpenFiles::Borrowed OpenFiles::borrow(NodeId node) {
   return {*this, *found->second, found->second->lent};
 }
 
-void OpenFiles::give_back(File& file) {
+void OpenFiles::give_back(File& file) noexcept {
   Lock lock(mutex_);
   if (--file.borrowers > 0 || file.busy || file.is_open() || file.listed_idle) return;
   file.busy = true;  // it could not rest while it was lent
@@ -315,7 +328,7 @@ std::size_t OpenFiles::idle_limit() const {
 }
 
 // Not in the thread that serves a close: the next open would find it busy, and need another one.
-void OpenFiles::trim_idle_soon(Lock& lock) {
+void OpenFiles::trim_idle_soon(Lock& lock) noexcept {
   const std::size_t limit = idle_limit();
   if (idle_.size() <= limit) return;
   if (idle_.size() > limit + std::min(kMayWait, options_.descriptors / 32)) return trim_idle(lock);
@@ -330,7 +343,7 @@ void OpenFiles::trim_idle_soon(Lock& lock) {
 // Frees idle files beyond the limit: the oldest one time, the newest the other, so that a tree which is read again and
 // again and is larger than the limit finds a part of it each time. Those with mapped readers stay: their lease is the
 // only thing that will tell us of a writer.
-void OpenFiles::trim_idle(Lock& lock) {
+void OpenFiles::trim_idle(Lock& lock) noexcept {
   std::vector<File*> leaving;
   const auto can_go = [](const File* file) { return !file->may_be_mapped(); };
   const std::size_t limit = idle_limit();
@@ -351,7 +364,7 @@ void OpenFiles::trim_idle(Lock& lock) {
 
 // An idle file is about to lose its descriptor: from here to the end of give_up() it is busy, or an open meanwhile would
 // take our old descriptor for somebody else's; and the lease thread finds it no more.
-OpenFiles::File& OpenFiles::claim(File& file, const Lock& lock) {
+OpenFiles::File& OpenFiles::claim(File& file, const Lock& lock) noexcept {
   unlist(file);
   file.busy = true;
   set_writable(file, false, lock);
@@ -361,7 +374,7 @@ OpenFiles::File& OpenFiles::claim(File& file, const Lock& lock) {
 }
 
 // Closes what claimed files hold, and forgets those that nobody waits for.
-void OpenFiles::give_up(const std::vector<File*>& files, Lock& lock) {
+void OpenFiles::give_up(const std::vector<File*>& files, Lock& lock) noexcept {
   for (File* const file : files) {
     lock.unlock();
     drop_lease(*file);
@@ -380,13 +393,13 @@ void OpenFiles::give_up(const std::vector<File*>& files, Lock& lock) {
 
 // What asks a server when a file is closed (FUSE, network) may not answer: that must hold up neither who holds the mutex, nor a
 // thread that has others to serve.
-void OpenFiles::close(const File& file, UniqueFd& fd) {
+void OpenFiles::close(const File& file, UniqueFd& fd) noexcept {
   if (fd && file.kind == FileSystemKind::kForeign) workers_.post(kClosing, [closing = std::make_shared<UniqueFd>(std::move(fd))] {});
   fd.reset();
 }
 
 // The last close of a deleted file takes long, and nobody will open it again.
-void OpenFiles::close_anchor(File& file) {
+void OpenFiles::close_anchor(File& file) noexcept {
   if (file.kind == FileSystemKind::kForeign) return close(file, file.anchor);
   struct stat attr {};
   if (file.anchor && ::fstat(file.anchor.get(), &attr) == 0 && attr.st_nlink == 0) {
@@ -408,14 +421,14 @@ bool OpenFiles::may_be_mapped_for_writing(NodeId node) const {
   return found != files_.end() && found->second->writable;
 }
 
-void OpenFiles::let_go(NodeId node) {
+void OpenFiles::let_go(NodeId node) noexcept {
   Lock lock(mutex_);
   const auto found = files_.find(node);
   if (found == files_.end() || !found->second->listed_idle || found->second->busy) return;
   give_up({&claim(*found->second, lock)}, lock);
 }
 
-void OpenFiles::forget(NodeId node) {
+void OpenFiles::forget(NodeId node) noexcept {
   let_go(node);
   cache_.forget(node);
 }
@@ -451,7 +464,7 @@ bool OpenFiles::will_truncate(NodeId node) {
   return was_watched;
 }
 
-void OpenFiles::did_truncate(NodeId node) {
+void OpenFiles::did_truncate(NodeId node) noexcept {
   File* file = nullptr;
   {
     const Lock lock(mutex_);
@@ -468,7 +481,7 @@ void OpenFiles::did_truncate(NodeId node) {
   leave_busy(*file, lock);
 }
 
-void OpenFiles::did_change_attributes(NodeId node, bool times_set) {
+void OpenFiles::did_change_attributes(NodeId node, bool times_set) noexcept {
   cache_.with_existing(node, [&](FileRecord& record) {
     if (times_set) record.times_were_set();
   });
@@ -480,7 +493,7 @@ bool OpenFiles::is_written(NodeId node) const {
   return found != files_.end() && found->second->writers > 0;
 }
 
-void OpenFiles::did_change_label(NodeId node) {
+void OpenFiles::did_change_label(NodeId node) noexcept {
   cache_.with_existing(node, [](FileRecord& record) { record.clear(); });
 }
 

@@ -9,6 +9,7 @@
 #include <thread>
 #include <tuple>
 
+#include "imafs/boundary.h"
 #include "imafs/file_hasher.h"
 #include "imafs/lsm_labels.h"
 #include "imafs/posix_file.h"
@@ -129,23 +130,14 @@ class OpenFiles::RequestFacts final : public EventSource {
   bool asked_ = false;
 };
 
-void OpenFiles::run(std::unique_ptr<Opening> opening) {
-  if (opening->in_pool && is_given_up(*opening)) return finish(std::move(opening), fail(EINTR, "nobody waits for it any more"));
-  Status status = prepare(*opening);
+void OpenFiles::run(std::unique_ptr<Opening> opening) noexcept {
+  if (opening->in_pool && is_given_up(*opening)) return finish(std::move(opening), fail(EINTR, ""));
+  // Whatever is thrown: the file does not stay busy, and the opener gets an answer.
+  Status status = contained_status("an open", [&] { return prepare(*opening); });
   if (!status && status.error().code == EWOULDBLOCK && !opening->in_pool) {
     return hand_over(std::move(opening), [this](std::unique_ptr<Opening> taken) { run(std::move(taken)); });
   }
-  if (status) status = log_owed_violation(*opening->file);
-  if (status) status = learn_content(*opening);
-  if (status) {
-    RequestFacts source(*this, *opening);
-    opening->facts.mask = mask_of(opening->request.flags);
-    opening->facts.is_exec = (opening->request.flags & kExecFlag) != 0;
-    // A file without a name has no open event when it is made, as in the kernel.
-    opening->log = gate_.log_generation();
-    if (!opening->request.unnamed) opening->orders = gate_.must_measure(opening->facts, opening->request.who, source);
-    if (!opening->orders.empty() && !opening->file->anchor) status = fail(EACCES, "a file that cannot be read cannot be measured");
-  }
+  if (status) status = contained_status("an open", [&] { return decide(*opening); });
   if (!status) return finish(std::move(opening), std::move(status));
   if (!opening->in_pool && !hashes_inline(*opening)) {
     return hand_over(std::move(opening), [this](std::unique_ptr<Opening> taken) { carry_out(std::move(taken)); });
@@ -153,21 +145,35 @@ void OpenFiles::run(std::unique_ptr<Opening> opening) {
   carry_out(std::move(opening));
 }
 
-void OpenFiles::carry_out(std::unique_ptr<Opening> opening) {
+// What is to be measured of it.
+Status OpenFiles::decide(Opening& opening) {
+  if (auto logged = log_owed_violation(*opening.file); !logged) return logged;
+  if (auto learned = learn_content(opening); !learned) return learned;
+  RequestFacts source(*this, opening);
+  opening.facts.mask = mask_of(opening.request.flags);
+  opening.facts.is_exec = (opening.request.flags & kExecFlag) != 0;
+  // A file without a name has no open event when it is made, as in the kernel.
+  opening.log = gate_.log_generation();
+  if (!opening.request.unnamed) opening.orders = gate_.must_measure(opening.facts, opening.request.who, source);
+  if (!opening.orders.empty() && !opening.file->anchor) return fail(EACCES, "a file that cannot be read cannot be measured");
+  return {};
+}
+
+void OpenFiles::carry_out(std::unique_ptr<Opening> opening) noexcept {
   const bool took_place = !opening->in_pool && !opening->orders.empty();  // reading may drop orders
-  Status status = opening->writes() ? judge_writing(*opening) : judge_reading(*opening);
+  Status status = contained_status("an open", [&] { return opening->writes() ? judge_writing(*opening) : judge_reading(*opening); });
   if (took_place) inline_hashes_.fetch_sub(1);
   if (!status) return finish(std::move(opening), std::move(status));
-  status = act(*opening);
+  status = contained_status("an open", [&] { return act(*opening); });
   if (status || status.error().code != EWOULDBLOCK || opening->in_pool) return finish(std::move(opening), std::move(status));
   hand_over(std::move(opening), [this](std::unique_ptr<Opening> taken) {
-    Status done = act(*taken);
+    Status done = contained_status("an open", [&] { return act(*taken); });
     finish(std::move(taken), std::move(done));
   });
 }
 
-// `held`: the lock of mutex_, if the caller has it.
-void OpenFiles::hand_over(std::unique_ptr<Opening> opening, std::function<void(std::unique_ptr<Opening>)> go_on, const Lock* held) {
+// `held`: the lock of mutex_, if the caller has it. Without memory or any thread for that the process ends: the file would stay busy.
+void OpenFiles::hand_over(std::unique_ptr<Opening> opening, std::function<void(std::unique_ptr<Opening>)> go_on, const Lock* held) noexcept {
   struct Handed {
     std::atomic<bool> is_taken{false};
     std::unique_ptr<Opening> opening;
@@ -192,7 +198,7 @@ void OpenFiles::hand_over(std::unique_ptr<Opening> opening, std::function<void(s
 }
 
 // The user whose open has the file busy may have as many threads at work as he may: others who wait for the file lend one of theirs.
-void OpenFiles::lend_threads(File& file, const Lock&) {
+void OpenFiles::lend_threads(File& file, const Lock&) noexcept {
   if (!file.under_way) return;
   for (const auto& one : file.waiting) {
     const std::uint32_t user = one->request.who.uid;
@@ -285,18 +291,7 @@ Status OpenFiles::prepare(Opening& opening) {
         return fail(fd.error());
       }
     }
-    if (file.anchor) {
-      const auto index = static_cast<std::size_t>(file.anchor.get());
-      std::tie(file.device, file.inode) = table_.identity_of(file.node);
-      file.kind = kind_of_file_system(tree_.file_system_of(file.anchor.get(), file.device).magic);
-      bool returned = false;
-      cache_.with_existing(file.node, [&](FileRecord& record) { returned = record.take_given_up(); });
-      const Lock lock(mutex_);
-      if (returned && !std::exchange(file.returned, true)) ++returned_;
-      if (by_fd_.size() <= index) by_fd_.resize(index + 256);
-      by_fd_[index] = &file;
-      file.lent = file.anchor.get();
-    }
+    if (file.anchor) note_anchor(file);
   }
   if (made_for_reading) created.reset();
   if (!opening.created) {
@@ -315,6 +310,20 @@ Status OpenFiles::prepare(Opening& opening) {
   }
   if (opening.writes() && !opening.created && file.anchor) return may_be_written(file.anchor.get(), flags);
   return {};
+}
+
+// Its leases are found by its descriptor: without memory to note that, breaks would be missed, so the process ends.
+void OpenFiles::note_anchor(File& file) noexcept {
+  const auto index = static_cast<std::size_t>(file.anchor.get());
+  std::tie(file.device, file.inode) = table_.identity_of(file.node);
+  file.kind = kind_of_file_system(tree_.file_system_of(file.anchor.get(), file.device).magic);
+  bool returned = false;
+  cache_.with_existing(file.node, [&](FileRecord& record) { returned = record.take_given_up(); });
+  const Lock lock(mutex_);
+  if (returned && !std::exchange(file.returned, true)) ++returned_;
+  if (by_fd_.size() <= index) by_fd_.resize(index + 256);
+  by_fd_[index] = &file;
+  file.lent = file.anchor.get();
 }
 
 // What rules may ask about the file itself.
@@ -350,7 +359,7 @@ const std::string& OpenFiles::path_of(Opening& opening) const {
   return opening.path;
 }
 
-Status OpenFiles::store_violation(File& file, Violation violation, const Requester& who, const std::string& path) {
+Status OpenFiles::store_violation(File& file, Violation violation, const Requester& who, const std::string& path) noexcept {
   const auto [device, inode] = table_.identity_of(file.node);
   return gate_.store_violation(violation, NamedFile{file.anchor.get(), path, device, inode}, who);
 }
@@ -388,6 +397,8 @@ Status OpenFiles::judge_reading(Opening& opening) {
         cache_.with(file.node, [](FileRecord& record) { (void)record.take_tomtou(); });
       }
     }
+    // Named before anything is taken: no violation is lost for want of memory.
+    if (watches && writers != Writers::kNone) (void)path_of(opening);
     bool emit = false;
     cache_.with(file.node, [&](FileRecord& record) {
       if (writers == Writers::kNone) record.writing_phase_ended();
@@ -433,6 +444,7 @@ Status OpenFiles::judge_writing(Opening& opening) {
   bool armed = false;
   cache_.with_existing(file.node, [&](FileRecord& record) { armed = record.may_emit_tomtou(); });
   if (armed && has_readers(file)) {
+    (void)path_of(opening);  // before anything is taken
     bool emit = false;
     cache_.with(file.node, [&](FileRecord& record) { emit = record.take_tomtou(); });
     if (emit) {
@@ -494,7 +506,7 @@ Status OpenFiles::end_writing_phase(File& file) {
 }
 
 // O_TRUNC, held back until the old content was judged.
-Status OpenFiles::truncate(Opening& opening) {
+Status OpenFiles::truncate(Opening& opening) noexcept {
   File& file = *opening.file;
   const bool was_watched = drop_lease(file);
   auto fd = open_backing(opening, O_WRONLY);

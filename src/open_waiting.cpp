@@ -19,8 +19,8 @@ bool OpenFiles::is_given_up(const Opening& opening) const { return stopping_ || 
 void OpenFiles::will_wait(Opening& opening) {
   if (opening.is_listed) return;
   const std::lock_guard lock(waiting_mutex_);
-  opening.is_listed = true;
   opening.place = waiting_.insert(waiting_.end(), &opening);
+  opening.is_listed = true;
   if (waiting_.size() == 1) waits_.notify_one();
 }
 

@@ -22,7 +22,7 @@ constexpr auto kPoll = std::chrono::microseconds(100);
 }  // namespace
 
 // Asks for a lease. It counts as held before it is, so that a break that comes at once finds it.
-LeaseKeeper::Answer OpenFiles::take_lease(File& file, LeaseKeeper::Answer (LeaseKeeper::*ask)(int)) {
+LeaseKeeper::Answer OpenFiles::take_lease(File& file, LeaseKeeper::Answer (LeaseKeeper::*ask)(int)) noexcept {
   if (!leases_ || file.kind == FileSystemKind::kForeign) return LeaseKeeper::Answer::kUnsupported;
   bool had = false;
   {
@@ -135,7 +135,7 @@ bool OpenFiles::has_readers(File& file) {
 // ---- leases ----
 
 // REQUIRES: busy is ours, the mutex is not held.
-bool OpenFiles::drop_lease(File& file) {
+bool OpenFiles::drop_lease(File& file) noexcept {
   {
     const Lock lock(mutex_);
     if (!std::exchange(file.leased, false)) return false;
@@ -148,11 +148,11 @@ bool OpenFiles::drop_lease(File& file) {
 // The lease was dropped for a change of our own, and readers are still there: who has come to write meanwhile would have
 // broken it.
 // REQUIRES: busy is ours, the mutex is not held.
-void OpenFiles::watch_readers_again(File& file) {
+void OpenFiles::watch_readers_again(File& file) noexcept {
   if (take_lease(file, &LeaseKeeper::watch) == LeaseKeeper::Answer::kRefused) note_writer_beside(file, true);
 }
 
-void OpenFiles::note_writer_beside(File& file, bool is_read) {
+void OpenFiles::note_writer_beside(File& file, bool is_read) noexcept {
   bool emit = false;
   is_read = is_read && !kernel_.is_our_own(file.node);
   cache_.with(file.node, [&](FileRecord& record) {
@@ -167,7 +167,7 @@ void OpenFiles::note_writer_beside(File& file, bool is_read) {
 }
 
 // A violation that could not be logged when it happened: nobody opens the file before it is.
-Status OpenFiles::log_owed_violation(File& file) {
+Status OpenFiles::log_owed_violation(File& file) noexcept {
   if (owed_violations_ == 0) return {};
   bool owed = false;
   cache_.with_existing(file.node, [&](FileRecord& record) { owed = record.owes_violation(); });
@@ -199,7 +199,7 @@ FileRecord::Writers OpenFiles::writers_since(const File& file, const FileRecord&
 // Whether a lease stands. Asks the kernel if breaks may have come that the keeper's thread has not noted: a lease that was
 // being broken for long enough is gone, and whoever broke it may be writing.
 // REQUIRES: busy is ours, the mutex is not held.
-bool OpenFiles::is_leased(File& file) {
+bool OpenFiles::is_leased(File& file) noexcept {
   {
     const Lock lock(mutex_);
     if (!file.leased) return false;
@@ -268,7 +268,7 @@ void OpenFiles::wait_for_releases(const std::vector<Broken>& broken) {
 
 // Somebody beside us wants to write and is held by our lease, or was until the kernel took it away: the violation first, then
 // let go. The file is busy: ours; or pinned, and an open's that looks at `broken` when it is done.
-void OpenFiles::end_lease(File& file) {
+void OpenFiles::end_lease(File& file) noexcept {
   bool open_here = false;
   {
     const Lock lock(mutex_);
@@ -293,7 +293,7 @@ void OpenFiles::rest(const Broken& broken) {
   }
 }
 
-void OpenFiles::on_tick() {
+void OpenFiles::on_tick() noexcept {
   std::vector<File*> stale, leaving;
   const auto now = std::chrono::steady_clock::now();
   has_neighbours_ = kernel_.has_neighbours();

@@ -225,7 +225,7 @@ int wait_for(pid_t child, int signals, int children) {
 
 }  // namespace
 
-[[noreturn]] void run_as_init(const RunCommand& command, UniqueFd signals, UniqueFd result) {
+[[noreturn]] void run_as_init(const RunCommand& command, UniqueFd signals, UniqueFd result) noexcept {
   keep_only(signals, result);
   const auto tell = [&](RunEnd end) { (void)::send(result.get(), &end, sizeof end, MSG_NOSIGNAL); };
   sigset_t child_ends;

@@ -31,6 +31,6 @@ struct RunEnd {
 
 // Runs in a new process that is the first one of a PID namespace and has a mount namespace of its own. Signals come as bytes on
 // `signals`; RunEnd goes to `result`. When `signals` ends the run is given up. Every other descriptor above 2 is closed.
-[[noreturn]] void run_as_init(const RunCommand& command, UniqueFd signals, UniqueFd result);
+[[noreturn]] void run_as_init(const RunCommand& command, UniqueFd signals, UniqueFd result) noexcept;
 
 }  // namespace imafs

@@ -22,6 +22,7 @@
 #include <utility>
 #include <vector>
 
+#include "imafs/boundary.h"
 #include "imafs/posix_file.h"
 #include "imafs/unique_fd.h"
 
@@ -166,14 +167,17 @@ class Watch final : public TreeWatch {
         backlog_.clear();
         dropped = std::exchange(backlog_is_cut_, false);
       }
-      if (dropped || !take_all(events)) lose();
+      // What cannot be judged for want of memory is lost.
+      if (!contain("the watch", [&] { dropped = dropped || !take_all(events); })) dropped = true;
+      if (dropped) lose();
       directories_.clear();
       settle();
     }
   }
 
-  // Moves what the kernel has reported to the backlog, and notes at once which inodes may have been written.
-  void read_reports() {
+  // Moves what the kernel has reported to the backlog, and notes at once which inodes may have been written. The kernel reports
+  // once: a report that could not be noted for want of memory would be a writer nobody knows of, so that ends the daemon.
+  void read_reports() noexcept {
     const std::lock_guard lock(reading_);
     const bool was_empty = backlog_.empty();
     for (bool more = true; more;) {
@@ -249,7 +253,8 @@ class Watch final : public TreeWatch {
   }
 
   // Nothing is believed for long until it is known again what changes.
-  void lose() {
+  // No memory for that: who is not told must not go on serving, so it ends the daemon.
+  void lose() noexcept {
     lost_ = true;
     listener_.events_lost();
   }

@@ -72,6 +72,8 @@ def main():
         if layer is None:
             faults.append(f'{where}: belongs to no layer; list it in CMakeLists.txt, or a header without a source in this test')
             continue
+        if layer == 'fs' and re.search(r'(?<!::)\bfuse_reply_\w+\(', file.read_text()):
+            faults.append(f'{where}: replies past answer() in fuse_reply.h, which notes that the request has its answer')
         for quote, target in INCLUDE.findall(file.read_text()):
             name = target.rsplit('/', 1)[-1]
             if quote == '"':

@@ -17,6 +17,7 @@ enum class ExitCode {
   kLogDoesNotFit = 10,  // the journal does not replay to the PCR
   kState = 11,          // the state directory cannot be used
   kMountFailed = 12,    // mount(2) or libfuse refused
+  kInternal = 13,       // out of memory, or a fault of ours
 };
 
 }  // namespace imafs

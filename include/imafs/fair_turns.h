@@ -56,7 +56,7 @@ class FairTurns {
     std::uint64_t served = 0;  // bytes; of a user who comes: as much as who had the least
   };
   // REQUIRES, all: the mutex is held.
-  void grant();
+  void grant() noexcept;
   void end_turn(Job& job, std::uint64_t done);
   bool has_room_for(const Job& job, std::chrono::steady_clock::time_point now) const;
 

@@ -38,6 +38,8 @@ class FairWorkers {
     std::deque<std::function<void()>> jobs;
     unsigned running = 0;
   };
+  void take(uid_t user, std::function<void()> job);  // REQUIRES: the mutex is held
+  void start_thread(uid_t user);                     // REQUIRES: the mutex is held
   void run();
   // The user whose job comes next: of those who may have one more, who runs the fewest, and then whose turn it is. Null: none.
   std::map<uid_t, User>::iterator next();  // REQUIRES: the mutex is held

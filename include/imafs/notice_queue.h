@@ -29,7 +29,8 @@ class NoticeQueue {
   NoticeQueue& operator=(const NoticeQueue&) = delete;
 
   // `key`: the directory whose lock the notice takes; notices of one key are sent in their order.
-  void post(std::uint64_t key, std::function<void()> send);
+  // A notice that was lost would leave the kernel with what is wrong: without memory for it the process ends.
+  void post(std::uint64_t key, std::function<void()> send) noexcept;
   // Whether a notice is late: until it has been sent, what the kernel knows may be wrong.
   bool is_behind() const {
     if (pending_ == 0) return false;
@@ -49,6 +50,7 @@ class NoticeQueue {
     std::deque<Notice> behind;  // of the same key
   };
   void start_thread();  // REQUIRES: the mutex is held, or the constructor
+  void start_another();  // REQUIRES: the mutex is held
   void run();
   bool may_start() const;  // REQUIRES: the mutex is held: nobody is at work, or all that are hang
   Clock::duration lateness() const;  // REQUIRES: the mutex is held

@@ -99,7 +99,7 @@ class OpenFiles {
   // our descriptors. EINTR: who asked is being killed,
   // or stop() was called. A file is hashed on as long as anybody waits for it.
   void open(Request request, Done done);
-  void release(std::uint64_t handle);
+  void release(std::uint64_t handle) noexcept;
 
   // Descriptors of an open handle, valid until its release. Reads of data go to the first.
   static int readable(std::uint64_t handle);
@@ -139,16 +139,17 @@ class OpenFiles {
   // Around changes that do not come as an open for writing.
   // By path or handle, before it happens. True if did_truncate() is wanted afterwards.
   bool will_truncate(NodeId node);
-  void did_truncate(NodeId node);
-  void did_change_attributes(NodeId node, bool times_set);
-  void did_change_label(NodeId node);  // security.ima set or removed
-  void did_change_flags(NodeId node) { kernel_.drop_attributes(node); }  // an ioctl: the ctime has moved
+  // What has happened must be noted: without memory for that the process ends.
+  void did_truncate(NodeId node) noexcept;
+  void did_change_attributes(NodeId node, bool times_set) noexcept;
+  void did_change_label(NodeId node) noexcept;  // security.ima set or removed
+  void did_change_flags(NodeId node) noexcept { kernel_.drop_attributes(node); }  // an ioctl: the ctime has moved
   bool is_written(NodeId node) const;  // somebody has it open for writing through the mount
-  void forget(NodeId node);
+  void forget(NodeId node) noexcept;
   // Whether a mapping of this mount may store into it: open for reading and writing, or so since it was last known
   // that nobody writes.
   bool may_be_mapped_for_writing(NodeId node) const;
-  void let_go(NodeId node);  // closes it, if nobody has it open
+  void let_go(NodeId node) noexcept;  // closes it, if nobody has it open
 
   // What waits gives up soon, what is being hashed is not hashed to its end. For the end.
   void stop();
@@ -172,20 +173,20 @@ class OpenFiles {
   void give_up_killed();
 
   // Bookkeeping (open_files.cpp).
-  void begin(std::unique_ptr<Opening> opening);
-  void finish(std::unique_ptr<Opening> opening, Status status);
-  void leave_busy(File& file, Lock& lock);
+  bool make_busy(std::unique_ptr<Opening>& opening);
+  void finish(std::unique_ptr<Opening> opening, Status status) noexcept;
+  void leave_busy(File& file, Lock& lock) noexcept;
   File& file_of(NodeId node, const Lock& lock);
   void unlist(File& file);
-  void give_back(File& file);
-  void trim_idle_soon(Lock& lock);
-  void trim_idle(Lock& lock);
+  void give_back(File& file) noexcept;
+  void trim_idle_soon(Lock& lock) noexcept;
+  void trim_idle(Lock& lock) noexcept;
   std::size_t idle_limit() const;  // REQUIRES: the mutex is held
-  File& claim(File& file, const Lock& lock);
-  void give_up(const std::vector<File*>& files, Lock& lock);
-  void close_anchor(File& file);
-  void note_mappings(File& file, bool again = false);
-  void ask_again_for_mappings(NodeId node);
+  File& claim(File& file, const Lock& lock) noexcept;
+  void give_up(const std::vector<File*>& files, Lock& lock) noexcept;
+  void close_anchor(File& file) noexcept;
+  void note_mappings(File& file, bool again = false) noexcept;
+  void ask_again_for_mappings(NodeId node) noexcept;
   void set_writable(File& file, bool writable, const Lock& lock);
 
   // The lease thread's (open_watch.cpp).
@@ -193,34 +194,36 @@ class OpenFiles {
   void on_breaks(LeaseKeeper::Breaks breaks);
   void settle_breaks(const std::vector<Broken>& broken);
   void wait_for_releases(const std::vector<Broken>& broken);
-  void end_lease(File& file);
+  void end_lease(File& file) noexcept;
   void rest(const Broken& broken);
-  bool is_leased(File& file);
-  void on_tick();
-  bool drop_lease(File& file);  // whether there was one
-  void watch_readers_again(File& file);
-  void note_writer_beside(File& file, bool is_read);
-  Status log_owed_violation(File& file);
+  bool is_leased(File& file) noexcept;
+  void on_tick() noexcept;
+  bool drop_lease(File& file) noexcept;  // whether there was one
+  void watch_readers_again(File& file) noexcept;
+  void note_writer_beside(File& file, bool is_read) noexcept;
+  Status log_owed_violation(File& file) noexcept;
   std::optional<std::uint64_t> take_reports(const File& file);
   FileRecord::Writers writers_since(const File& file, const FileRecord& record) const;
 
   // One open (open_measure.cpp, open_collect.cpp, open_watch.cpp). The file is busy, and ours.
-  void run(std::unique_ptr<Opening> opening);
-  void carry_out(std::unique_ptr<Opening> opening);
-  void hand_over(std::unique_ptr<Opening> opening, std::function<void(std::unique_ptr<Opening>)> go_on, const Lock* held = nullptr);
-  void lend_threads(File& file, const Lock&);
-  void close(const File& file, UniqueFd& fd);
+  void run(std::unique_ptr<Opening> opening) noexcept;
+  Status decide(Opening& opening);
+  void carry_out(std::unique_ptr<Opening> opening) noexcept;
+  void hand_over(std::unique_ptr<Opening> opening, std::function<void(std::unique_ptr<Opening>)> go_on, const Lock* held = nullptr) noexcept;
+  void lend_threads(File& file, const Lock&) noexcept;
+  void close(const File& file, UniqueFd& fd) noexcept;
   Result<UniqueFd> open_backing(const Opening& opening, int flags);
   bool charge(Opening& opening, const Lock& lock);
   void discharge(File& file, std::uint32_t user, const Lock& lock);
   Status prepare(Opening& opening);
+  void note_anchor(File& file) noexcept;
   Status judge(const Opening& opening);
   Status learn_content(Opening& opening);
   Status judge_reading(Opening& opening);
   Status judge_writing(Opening& opening);
   Status act(Opening& opening);
   Status act_for_writing(Opening& opening);
-  Status truncate(Opening& opening);
+  Status truncate(Opening& opening) noexcept;
   enum class Writers {
     kNone,
     kTracked,   // of the mount, and one of them for sure
@@ -232,13 +235,13 @@ class OpenFiles {
   bool releases_are_in() const;
   bool has_waited_for_releases(std::chrono::steady_clock::time_point start) const;
   bool is_written_through_mount(const File& file) const;
-  LeaseKeeper::Answer take_lease(File& file, LeaseKeeper::Answer (LeaseKeeper::*ask)(int));
+  LeaseKeeper::Answer take_lease(File& file, LeaseKeeper::Answer (LeaseKeeper::*ask)(int)) noexcept;
   bool has_readers(File& file);
   Status end_writing_phase(File& file);
   Status measure(Opening& opening, Writers& writers);
   Result<Collected> collect(Opening& opening, const MeasureOrder& order, struct stat before, Writers& writers, bool direct);
   const std::string& path_of(Opening& opening) const;
-  Status store_violation(File& file, Violation violation, const Requester& who, const std::string& path);
+  Status store_violation(File& file, Violation violation, const Requester& who, const std::string& path) noexcept;
   bool hashes_inline(const Opening& opening);
 
   const Options options_;

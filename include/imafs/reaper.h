@@ -7,6 +7,7 @@
 #include <chrono>
 #include <condition_variable>
 #include <cstddef>
+#include <exception>
 #include <functional>
 #include <mutex>
 #include <thread>
@@ -41,8 +42,8 @@ class Reaper {
       const std::lock_guard lock(mutex_);
       first = jobs_.empty();
       // A file system that does not answer holds up what is closed on it only.
-      if (busy_ == threads_.size() && busy_ < kThreads && Clock::now() - last_start_ > kStuck) threads_.emplace_back([this] { run(); });
       jobs_.push_back(std::move(job));
+      if (busy_ == threads_.size() && busy_ < kThreads && Clock::now() - last_start_ > kStuck) start_another();
       ++left_;
     }
     if (first) wake_.notify_one();
@@ -56,6 +57,13 @@ class Reaper {
   }
 
  private:
+  // REQUIRES: the mutex is held. Without another thread the job waits for those that there are.
+  void start_another() {
+    try {
+      threads_.emplace_back([this] { run(); });
+    } catch (const std::exception&) {
+    }
+  }
   void wait_for(std::size_t most, std::chrono::milliseconds longest) {
     std::unique_lock lock(mutex_);
     if (is_stuck_) return;
