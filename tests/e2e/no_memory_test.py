@@ -8,7 +8,7 @@ import sys
 import tempfile
 import unittest
 
-from mounting import IMAFS, Mount
+from mounting import IMAFS, Mount, need_mounts, skip_all
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 SANITIZED = b'__asan_init' in open(IMAFS, 'rb').read() or b'__tsan_init' in open(IMAFS, 'rb').read()
@@ -130,10 +130,7 @@ class NoMemory(unittest.TestCase):
 
 
 if __name__ == '__main__':
-    if os.geteuid() != 0:
-        print('needs root')
-        sys.exit(77)
+    need_mounts()
     if SANITIZED:
-        print('a sanitizer has its own allocator')
-        sys.exit(77)
+        skip_all('a sanitizer has its own allocator')
     unittest.main()
