@@ -4,7 +4,6 @@ daemon goes on, or is dead and not half dead; and the log replays to the PCR. A 
 import os
 import struct
 import subprocess
-import sys
 import tempfile
 import unittest
 
