@@ -15,6 +15,9 @@
 #include <atomic>
 #include <charconv>
 #include <chrono>
+#include <condition_variable>
+#include <mutex>
+#include <stop_token>
 #include <thread>
 #include <utility>
 
@@ -175,11 +178,17 @@ class Session final : public FuseSession {
 
   // At the end the loop waits for its threads. One that is stuck in a file system which does not answer ends when that does;
   // the clients, and who has to end us, need not wait for it.
-  void end_without_the_stuck(const std::atomic<bool>& over) {
+  void end_without_the_stuck(const std::stop_token& over) {
     constexpr auto kLook = std::chrono::milliseconds(200);
-    while (!over && ::fuse_session_exited(session_.get()) == 0) std::this_thread::sleep_for(kLook);
-    if (!over) std::this_thread::sleep_for(kLook);
-    if (over) return;
+    std::mutex mutex;  // nobody else's: what is waited for is `over`
+    std::condition_variable_any wake;
+    const auto wait = [&] {
+      std::unique_lock lock(mutex);
+      wake.wait_for(lock, over, kLook, [] { return false; });
+    };
+    while (!over.stop_requested() && ::fuse_session_exited(session_.get()) == 0) wait();
+    if (!over.stop_requested()) wait();
+    if (over.stop_requested()) return;
     disconnect();
     if (auto unmount_now = std::exchange(session_.get_deleter().unmount, nullptr)) unmount_now();
   }
@@ -205,10 +214,9 @@ class Session final : public FuseSession {
     ::fuse_loop_cfg_set_clone_fd(config, 0);
     ::fuse_loop_cfg_set_max_threads(config, most_threads());
     ::fuse_loop_cfg_set_idle_threads(config, kIdleThreads);
-    std::atomic<bool> over{false};
-    std::thread ender([&] { end_without_the_stuck(over); });
+    std::jthread ender([this](const std::stop_token& over) { end_without_the_stuck(over); });
     const int result = ::fuse_session_loop_mt(session_.get(), config);
-    over = true;
+    ender.request_stop();
     ender.join();
     ::fuse_loop_cfg_destroy(config);
     ::fuse_remove_signal_handlers(session_.get());
