@@ -140,7 +140,8 @@ class Run(unittest.TestCase):
         self.assertIn('pcr10.lock', done.stdout)  # it had one
 
     def test_an_empty_run_is_short(self):
-        runs, starts = [], []  # how long a start takes meanwhile says how busy the machine is
+        # How long a start takes meanwhile says how busy the machine is; the fastest of each is what others' load distorts least.
+        runs, starts = [], []
         for _ in range(10):
             before = time.monotonic()
             imafs_run('--', 'true', cwd=self.work, check=0)
@@ -149,7 +150,7 @@ class Run(unittest.TestCase):
             before = time.monotonic()
             with mount:
                 starts.append(time.monotonic() - before)
-        self.assertLess(statistics.median(runs), 2.5 * statistics.median(starts) + 0.05, (runs, starts))
+        self.assertLess(min(runs), 2.5 * min(starts) + 0.05, (runs, starts))
 
     def test_a_signal_at_any_moment_leaves_nothing(self):
         os.makedirs('/var/lib/imafs/run', exist_ok=True)
